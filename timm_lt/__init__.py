@@ -1,0 +1,38 @@
+"""timm_lt makes timm learn from long-tailed data. ``import timm_lt`` registers into timm's own factories."""
+
+import importlib
+from typing import Any
+
+from . import losses, models, optim, samplers  # noqa: I001  each registers its methods
+from ._timm_hooks import list_networks, register, unregister
+from ._version import __version__
+from .class_distribution import ClassDistribution
+from .losses import create_loss, list_losses
+from .samplers import create_sampler, list_samplers
+
+_LAZY_MODULES = ('data', 'evaluate', 'gkp', 'hub', 'posthoc', 'training', 'two_stage')
+_LAZY_NAMES = {'long_tailed_subset': 'data'}
+
+__all__ = [
+    'ClassDistribution', '__version__', 'create_loss', 'create_sampler', 'list_losses', 'list_networks',
+    'list_optimizers', 'list_samplers', 'losses', 'models', 'optim', 'register', 'samplers', 'unregister',
+    *_LAZY_MODULES, *_LAZY_NAMES,
+]
+
+
+def list_optimizers(filter: str = '') -> list[str]:
+    """Names of the optimizers that this package adds to timm's, sorted."""
+    from ._registry import OPTIMIZERS
+    return OPTIMIZERS.names(filter)
+
+
+def __getattr__(name: str) -> Any:
+    # parts that need more than timm and torch are imported when first used
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f'{__name__}.{name}')
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f'{__name__}.{_LAZY_NAMES[name]}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+register()

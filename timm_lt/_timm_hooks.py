@@ -1,0 +1,124 @@
+"""Registration into timm: the only file that touches timm's private names."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+try:
+    import timm.data
+    import timm.data.loader
+    import timm.loss
+    import timm.models
+    from timm.loss import _loss_factory
+    from timm.models import _registry as _model_registry
+    from timm.optim import _optim_factory
+    from timm.optim._optim_factory import OptimInfo, default_registry
+    _ = (
+        default_registry._optimizers,
+        _model_registry._model_entrypoints,
+        _model_registry._clear_model_entries,
+        _loss_factory.create_classification_loss,
+        timm.data.loader.create_loader,
+    )
+except (ImportError, AttributeError) as e:  # pragma: no cover - depends on the installed timm
+    raise ImportError(
+        f'timm_lt supports timm >= 1.0.31; the installed timm lacks something that it registers into: {e}. '
+        f'Install a supported version: pip install "timm>=1.0.31,<2"') from e
+
+from ._registry import OPTIMIZERS, MethodInfo
+
+_originals: dict[tuple[Any, str], Any] = {}
+_networks: list[Callable] = []
+
+
+def register_network(fn: Callable) -> Callable:
+    """Decorator of a timm model entry point of this package (its module defines ``default_cfgs``)."""
+    _networks.append(fn)
+    return fn
+
+
+def list_networks() -> list[str]:
+    """Names of the networks that this package registers into timm, sorted."""
+    return sorted(fn.__name__ for fn in _networks)
+
+
+def is_registered() -> bool:
+    return bool(_originals)
+
+
+def register() -> None:
+    """Add networks, optimizers, losses and samplers to timm's factories; a second call changes nothing."""
+    if is_registered():
+        return
+    for fn in _networks:
+        if fn.__name__ not in _model_registry._model_entrypoints:
+            timm.models.register_model(fn)
+    for info in OPTIMIZERS.infos():
+        _register_optimizer(info)
+    OPTIMIZERS.on_register(_register_optimizer)
+    _patch('create_classification_loss', _loss_wrapper, (timm.loss, _loss_factory))
+    _patch('create_loader', _loader_wrapper, (timm.data, timm.data.loader))
+
+
+def unregister() -> None:
+    """Take back everything that :func:`register` did."""
+    for (module, name), original in _originals.items():
+        setattr(module, name, original)
+    _originals.clear()
+    OPTIMIZERS.remove_listener(_register_optimizer)
+    for info in OPTIMIZERS.infos():
+        default_registry._optimizers.pop(info.name, None)
+    for fn in _networks:
+        _model_registry._clear_model_entries(fn.__name__)
+        _model_registry._model_entrypoints.pop(fn.__name__, None)
+
+
+def _register_optimizer(info: MethodInfo) -> None:
+    if '_' in info.name:
+        raise ValueError(f'optimizer name {info.name!r}: timm cuts names at the underscore; use none')
+    if info.name not in default_registry._optimizers:
+        default_registry.register(OptimInfo(
+            name=info.name, opt_class=info.factory, description=info.description,
+            has_eps=True, has_momentum=True, has_betas=True))
+
+
+def _patch(name: str, wrap: Callable, modules: tuple) -> None:
+    wrapped = wrap(getattr(modules[-1], name))
+    for module in modules:
+        _originals[module, name] = getattr(module, name)
+        setattr(module, name, wrapped)
+
+
+def _loss_wrapper(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def create_classification_loss(loss_type: str | None = None, multi_label: bool = False, *args: Any, **kwargs: Any):
+        if loss_type is None or loss_type in _loss_factory.LOSS_TYPES:
+            return original(loss_type, multi_label, *args, **kwargs)
+        from .losses._factory import create_loss_for_timm
+        return create_loss_for_timm(original, loss_type, multi_label, *args, **kwargs)
+
+    return create_classification_loss
+
+
+def _loader_wrapper(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def create_loader(dataset: Any, *args: Any, sampler: Any = None, **kwargs: Any):
+        loader = original(dataset, *args, **kwargs)
+        if sampler is None:
+            return loader
+        from .data.loader import with_sampler
+        return with_sampler(loader, sampler, distributed=kwargs.get('distributed', False))
+
+    return create_loader
+
+
+def optimizer_names() -> set[str]:
+    """Names of every optimizer that timm knows, ours included."""
+    return set(default_registry._optimizers)
+
+
+def create_base_optimizer(params: Any, name: str, **kwargs: Any):
+    """A registered optimizer built by timm's own factory, which drops the options that it lacks."""
+    return _optim_factory.create_optimizer_v2(params, name, **kwargs)
+
+

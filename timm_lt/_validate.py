@@ -1,0 +1,106 @@
+"""Checks of user input. Each raises with the name, the rule and the value, and says what to do."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+REDUCTIONS = ('mean', 'none', 'sum')
+
+
+def nearest_names(name: str, known: Iterable[str], most: int = 3) -> str:
+    """A clause such as ``Did you mean 'sam', 'asam'?``, or the known names when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=most, cutoff=0.5)
+    if close:
+        return 'Did you mean ' + ' or '.join(repr(c) for c in close) + '?'
+    return 'Known: ' + ', '.join(known) + '.'
+
+
+def check_class_counts(
+        class_counts: Any,
+        num_classes: int | None = None,
+        *,
+        min_count: int = 1,
+        who: str = '',
+) -> torch.Tensor:
+    """Return the counts as an int64 CPU tensor of shape (C,).
+
+    Args:
+        class_counts: Training images per class: a sequence or tensor of whole numbers, or a ``ClassDistribution``.
+        num_classes: Required length, not checked if None.
+        min_count: Smallest count allowed for a class.
+        who: What asks for the counts, for the message.
+
+    Raises:
+        TypeError: If counts are missing or not numbers.
+        ValueError: If shape, length or a value is not allowed.
+    """
+    prefix = f'{who}: ' if who else ''
+    if class_counts is None:
+        raise TypeError(
+            f'{prefix}class_counts is missing; pass the number of training images of each class, '
+            f'e.g. class_counts=ClassDistribution.from_targets(targets).counts')
+    class_counts = getattr(class_counts, 'counts', class_counts)
+    try:
+        counts = torch.as_tensor(class_counts).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f'{prefix}class_counts must be a sequence of whole numbers, got {class_counts!r}') from e
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f'{prefix}class_counts must be one-dimensional and not empty, got shape {tuple(counts.shape)}')
+    if counts.is_floating_point():
+        if not torch.equal(counts, counts.round()):
+            raise ValueError(f'{prefix}class_counts must be whole numbers, got {counts.tolist()[:8]}')
+    elif counts.dtype == torch.bool or counts.is_complex():
+        raise TypeError(f'{prefix}class_counts must be whole numbers, got dtype {counts.dtype}')
+    counts = counts.to(torch.int64)
+    if num_classes is not None and counts.numel() != num_classes:
+        raise ValueError(f'{prefix}class_counts has {counts.numel()} entries, but there are {num_classes} classes')
+    low = (counts < min_count).nonzero().flatten().tolist()
+    if low:
+        raise ValueError(
+            f'{prefix}every class needs at least {min_count} training image(s); '
+            f'class(es) {low[:10]} have {[int(counts[c]) for c in low[:10]]}. '
+            f'Remove them from the label set or add images.')
+    return counts
+
+
+def check_reduction(reduction: str) -> str:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction must be one of {REDUCTIONS}, got {reduction!r}')
+    return reduction
+
+
+def check_range(
+        name: str,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        low_open: bool = False,
+        high_open: bool = False,
+) -> float:
+    """Return ``value`` if it is a finite number inside the interval, else raise a ValueError or TypeError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f'{name} must be a number, got {value!r}')
+    below = low is not None and (value <= low if low_open else value < low)
+    above = high is not None and (value >= high if high_open else value > high)
+    if value != value or below or above or value in (float('inf'), float('-inf')):
+        left = '(' if low_open or low is None else '['
+        right = ')' if high_open or high is None else ']'
+        raise ValueError(
+            f'{name} must be in {left}{"-inf" if low is None else low}, {"inf" if high is None else high}{right}, '
+            f'got {value}')
+    return value
+
+
+def check_rho(rho: float, name: str = 'rho') -> float:
+    """A perturbation radius: a finite number >= 0, where 0 switches the perturbation off."""
+    return check_range(name, rho, 0)
+
+
+def check_option(name: str, value: Any, options: Sequence[Any]) -> Any:
+    if value not in options:
+        raise ValueError(f'{name} must be one of {tuple(options)}, got {value!r}')
+    return value

@@ -1,0 +1,1 @@
+"""Long-tailed subsets, list files, embedded digits, images kept in memory, loaders."""

@@ -1,0 +1,190 @@
+"""What every loss shares: one value per sample, float32 arithmetic, class weights, statistics taken once per batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._validate import check_option, check_reduction
+
+STATISTICS_MODES = ('immediate', 'staged', 'hold')
+
+
+def check_targets(logits: Tensor, target: Tensor, soft_targets: bool, who: str) -> None:
+    """Raise a ValueError unless ``target`` is (B,) int64 or, where allowed, (B, C) floating point.
+
+    Label values are not read here: that would be a host synchronisation; the data pipeline checks them once.
+    """
+    if logits.ndim != 2:
+        raise ValueError(f'{who}: logits must have shape (B, C), got {tuple(logits.shape)}')
+    if target.is_floating_point():
+        if not soft_targets:
+            raise ValueError(
+                f'{who} does not support soft targets (Mixup, CutMix, label smoothing); '
+                f'switch them off or choose a loss that does, see timm_lt.list_losses(soft_targets=True)')
+        if target.shape != logits.shape:
+            raise ValueError(
+                f'{who}: soft targets must have the shape of the logits {tuple(logits.shape)}, '
+                f'got {tuple(target.shape)}')
+    elif target.shape != logits.shape[:1]:
+        raise ValueError(f'{who}: targets must have shape ({logits.shape[0]},), got {tuple(target.shape)}')
+
+
+class LongTailLoss(nn.Module):
+    """Base of the losses on logits.
+
+    A subclass writes :meth:`per_sample`. ``loss(logits, target)`` takes logits (B, C) of any float dtype and targets
+    (B,) int64 or, where the method allows, soft (B, C). Arithmetic is float32 (float64 stays), also under autocast.
+
+    Args:
+        reduction: 'mean', 'sum' or 'none' -> (B,). With class weights, 'none' and 'sum' are of the weighted values and
+            'mean' divides by the sum of the weights of the targets, as in torch's cross-entropy.
+        class_weight: Weight of each class, (C,), or None. Deferred re-weighting sets it later by
+            :meth:`set_class_weight`.
+
+    A loss that gathers statistics in training (GALA) commits them in one of three ways, see :meth:`statistics`.
+    """
+
+    soft_targets = True
+
+    def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__()
+        self.reduction = check_reduction(reduction)
+        self.statistics_mode = 'immediate'
+        self.register_buffer('class_weight', None)
+        if class_weight is not None:
+            self.set_class_weight(class_weight)
+
+    def set_class_weight(self, weight: Sequence[float] | Tensor | None) -> None:
+        """Set or clear the class weights, (C,), each finite and >= 0."""
+        if weight is None:
+            self.class_weight = None
+            return
+        weight = torch.as_tensor(weight)
+        weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+        if weight.ndim != 1 or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
+            raise ValueError(f'class_weight must be (C,), finite and >= 0, got shape {tuple(weight.shape)}')
+        reference = next((b for b in self.buffers() if b is not None), None)
+        self.class_weight = weight.to(reference.device) if reference is not None else weight
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # class_weight appears in the middle of training (deferred re-weighting): take over its presence too
+        saved = state_dict.get(prefix + 'class_weight')
+        if saved is not None and self.class_weight is None:
+            self.class_weight = torch.empty_like(saved)
+        elif saved is None:
+            self.class_weight = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Unweighted loss of each sample, (B,); ``logits`` arrive in float32 or float64, autocast is off."""
+        raise TypeError(f'{type(self).__name__} must define per_sample(logits, target)')
+
+    def sample_weight(self, target: Tensor) -> Tensor | None:
+        """Class weight of each sample, (B,), or None; for a soft target the expectation over its classes."""
+        if self.class_weight is None:
+            return None
+        weight = self.class_weight.to(target.device)
+        return target.to(weight.dtype) @ weight if target.is_floating_point() else weight[target]
+
+    def normalizer(self, target: Tensor) -> Tensor:
+        """What 'mean' divides the sum of the per-sample values by: a scalar tensor, B or the sum of the weights."""
+        weight = self.sample_weight(target)
+        if weight is None:
+            return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
+        return weight.sum()
+
+    def weighted_per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Value of each sample times its class weight, (B,)."""
+        loss = self.per_sample(logits, target)
+        weight = self.sample_weight(target)
+        return loss if weight is None else loss * weight.to(loss.dtype)
+
+    def forward(self, logits: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
+        reduction = self.reduction if reduction is None else check_reduction(reduction)
+        check_targets(logits, target, self.soft_targets, type(self).__name__)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = self.weighted_per_sample(logits, target)
+            if reduction == 'none':
+                return loss
+            total = loss.sum()
+            return total if reduction == 'sum' else total / self.normalizer(target).to(total.dtype)
+
+    # Statistics. A loss without any inherits these as they are.
+
+    @contextmanager
+    def statistics(self, mode: str) -> Iterator[None]:
+        """How forward passes inside the block treat statistics gathered in training mode.
+
+        'immediate' (default): taken and in force from the next call on. 'staged': taken, in force only after
+        :meth:`commit_statistics` (several micro-batches of one step, a step that may be skipped). 'hold': not taken
+        (further evaluations of a batch that was counted already).
+        """
+        before = self.statistics_mode
+        self.statistics_mode = check_option('statistics mode', mode, STATISTICS_MODES)
+        try:
+            yield
+        finally:
+            self.statistics_mode = before
+
+    def commit_statistics(self) -> None:
+        """Put staged statistics in force, summed over processes. Called on every process, or on none."""
+
+    def discard_statistics(self) -> None:
+        """Forget staged statistics (the step was skipped)."""
+
+
+def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-sample values of any criterion and the normaliser of its mean.
+
+    Args:
+        criterion: A :class:`LongTailLoss`, torch's or timm's softmax cross-entropy, or any module or function that has
+            a ``reduction`` attribute with ``'none'`` giving (B,).
+        output: What the model returned; logits (B, C) or what the criterion takes.
+        target: (B,) or soft (B, C).
+
+    Returns:
+        Values (B,) and a scalar tensor N, so that ``values.sum() / N`` is the criterion's mean.
+
+    Raises:
+        TypeError: If the criterion gives no per-sample values.
+    """
+    if hasattr(criterion, 'weighted_per_sample'):
+        values = criterion(output, target, reduction='none')
+        return values, criterion.normalizer(target)
+    count = torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
+    name = type(criterion).__name__
+    if name in ('LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy'):
+        smoothing = float(getattr(criterion, 'smoothing', 0.0))
+        return F.cross_entropy(output, target, label_smoothing=smoothing, reduction='none'), count
+    if not hasattr(criterion, 'reduction'):
+        raise TypeError(
+            f'{name} gives no per-sample loss: sharpness-aware methods need a criterion with a `reduction` attribute '
+            f"that allows 'none', such as those of timm_lt.list_losses() or torch.nn.CrossEntropyLoss")
+    before = criterion.reduction
+    criterion.reduction = 'none'
+    try:
+        values = criterion(output, target)
+    finally:
+        criterion.reduction = before
+    if values.ndim != 1:
+        raise TypeError(f"{name} with reduction='none' must give one value per sample, got shape {tuple(values.shape)}")
+    weight = getattr(criterion, 'weight', None)
+    if weight is not None and not target.is_floating_point():
+        count = weight[target].sum()
+    return values, count
+
+
+@contextmanager
+def statistics(criterion: Any, mode: str) -> Iterator[None]:
+    """``criterion.statistics(mode)`` where the criterion has it, else nothing."""
+    if hasattr(criterion, 'commit_statistics'):
+        with criterion.statistics(mode):
+            yield
+    else:
+        yield
