@@ -1,0 +1,128 @@
+"""Cosine (normalised) classifier.
+
+Papers: Z. Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019,
+https://arxiv.org/abs/1904.05160 (scale 16); K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware
+Margin Loss", NeurIPS 2019, https://arxiv.org/abs/1906.07413 (scale in the loss).
+Implements: ``z_c = scale * <f, w_c> / (|f| |w_c|)``, no bias. The norm of a class vector, which follows the class size
+in a long-tailed training set, no longer takes part.
+Source: written from the papers.
+Differs from the papers / official code: no.
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._validate import check_range
+
+__all__ = ['CosineClassifier', 'create_head', 'use_cosine_classifier']
+
+
+class CosineClassifier(nn.Module):
+    """Linear classifier on normalised features and normalised class vectors.
+
+    Args:
+        in_features: Length D of a feature vector.
+        out_features: Number of classes C.
+        scale: Factor on the cosines, > 0. 1 gives plain cosines, which losses with an own scale want (LDAM, GCL).
+        learnable: The scale is trained; it is kept positive as the exponential of a parameter.
+
+    Examples:
+        >>> head = CosineClassifier(64, 10, scale=16.0)
+        >>> head(torch.randn(2, 64)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            scale: float = 16.0,
+            learnable: bool = False,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        check_range('scale', scale, 0, low_open=True)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        # code that treats classifiers alike reads `bias`
+        self.register_parameter('bias', None)
+        self.initial_scale = float(scale)
+        self.log_scale = (
+            nn.Parameter(torch.full((), math.log(scale), device=device, dtype=dtype)) if learnable else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Random directions of unit length."""
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(torch.randn_like(self.weight), dim=-1))
+            if self.log_scale is not None:
+                self.log_scale.fill_(math.log(self.initial_scale))
+
+    @property
+    def scale(self) -> float | Tensor:
+        return self.initial_scale if self.log_scale is None else self.log_scale.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)) * self.scale
+
+    def extra_repr(self) -> str:
+        return (
+            f'in_features={self.in_features}, out_features={self.out_features}, scale={float(self.scale):g}, '
+            f'learnable={self.log_scale is not None}')
+
+
+def create_head(
+        in_features: int,
+        num_classes: int,
+        cosine_scale: float | None = None,
+        device=None,
+        dtype=None,
+) -> nn.Module:
+    """Classifier layer of a network: linear, cosine where ``cosine_scale`` is given, or none for ``num_classes`` 0."""
+    if num_classes <= 0:
+        return nn.Identity()
+    if cosine_scale is None:
+        return nn.Linear(in_features, num_classes, device=device, dtype=dtype)
+    return CosineClassifier(in_features, num_classes, cosine_scale, device=device, dtype=dtype)
+
+
+def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool = False) -> nn.Module:
+    """Put a fresh cosine classifier in the place of the linear classifier of any timm model.
+
+    Do so before the optimizer is built. ``model.reset_classifier(...)`` afterwards puts the model's own kind of
+    classifier back; call this function again after it.
+
+    Checkpoints: the state dict of the changed model loads into a model changed in the same way. A plain timm model
+    cannot take it over, since normalising features is no linear layer. The networks of this package have
+    ``cosine_scale`` as an argument, so ``timm.create_model('resnet32_cifar', cosine_scale=16.0)`` has the cosine
+    classifier from the start and a saved folder that names the argument rebuilds it.
+
+    Args:
+        model: A timm model with one linear classifier; changed in place.
+        scale: See :class:`CosineClassifier`.
+        learnable: See :class:`CosineClassifier`.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: If the model has no classifier, several, or one that is not linear.
+    """
+    old = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not isinstance(old, (nn.Linear, CosineClassifier)):
+        kind = type(old).__name__ if old is not None else 'none'
+        raise ValueError(
+            f'{type(model).__name__} needs exactly one linear classifier to be replaced by a cosine classifier, '
+            f'got {kind}; create it with num_classes > 0 and a single linear head')
+    name = next(n for n, m in model.named_modules() if m is old)
+    new = CosineClassifier(
+        old.in_features, old.out_features, scale, learnable, device=old.weight.device, dtype=old.weight.dtype)
+    new.train(old.training)
+    model.set_submodule(name, new)
+    return model
