@@ -1,0 +1,270 @@
+"""What every sampler shares: class shares per epoch, exact quotas, class-aware cycling, division among processes, resume.
+
+A sampler states a law: the share of each class among the draws of an epoch. The rest is here and the same for all:
+
+1. Quota of class c: ``M * share_c`` rounded down or up at random, with that expectation exactly (systematic rounding), so
+   that the quotas sum to the epoch length M and no class is off by one draw or more.
+2. Order of the classes within the epoch: a random one.
+3. Images of a class: a random order of all of them, then another, so that each is drawn once before any is drawn again.
+
+All of it is a function of (seed, epoch) and nothing else: each epoch starts its own cycles.
+
+Source: written from the papers of the laws. Differs from released code: those draw classes and images independently and
+with replacement, which has the same expectation and more variance.
+"""
+
+import math
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from .._validate import check_option
+from ..class_distribution import ClassDistribution
+
+
+class LongTailSampler(Sampler[int]):
+    """Base of the samplers; a subclass writes :meth:`class_shares` and, if need be, :meth:`draws_per_epoch`.
+
+    Args:
+        targets: Labels of the training images, (N,): a sequence, an array or a tensor of whole numbers in [0, C).
+        seed: With the epoch it decides everything, through an own generator; global generators are not touched.
+        num_replicas: Number W of processes among which the sampler itself divides the epoch. None: it does not divide,
+            every process sees the whole order, and the loader (Accelerate) divides it. Never both, see
+            :func:`check_not_divided`.
+        rank: This process, in [0, W); given exactly when ``num_replicas`` is.
+        num_samples: Draws M in an epoch, over all processes; None is the N of the images, unless the law says otherwise.
+        drop_last: Where M is no multiple of W: drop the last M mod W draws (True), or let the first draws of the epoch
+            come once more so that all processes have ceil(M / W) (False).
+        num_classes: C; None takes the largest label + 1.
+
+    Process r gets draws r, r + W, r + 2 W, ... of :meth:`order`, so that a step of all processes is a window of it.
+
+    Raises:
+        ValueError: If there are no labels, a label is negative, a class has no image, or an option is out of range.
+    """
+
+    needs_every_class = True
+
+    def __init__(
+            self,
+            targets: Sequence[int] | np.ndarray | Tensor,
+            *,
+            seed: int = 0,
+            num_replicas: int | None = None,
+            rank: int | None = None,
+            num_samples: int | None = None,
+            drop_last: bool = False,
+            num_classes: int | None = None,
+    ) -> None:
+        if not hasattr(targets, '__array__'):
+            targets = list(targets)
+        targets = torch.as_tensor(targets).detach()
+        distribution = ClassDistribution.from_targets(targets, num_classes)
+        if self.needs_every_class or num_classes is not None:
+            distribution.require_images()
+        self.class_counts = distribution.counts
+        self.seed = _whole('seed', seed, 0)
+        if (num_replicas is None) != (rank is None):
+            raise ValueError(
+                f'num_replicas and rank go together: give both or neither, got num_replicas={num_replicas}, rank={rank}')
+        self.num_replicas = None if num_replicas is None else _whole('num_replicas', num_replicas, 1)
+        self.rank = None if rank is None else _whole('rank', rank, 0)
+        if rank is not None and self.rank >= self.num_replicas:
+            raise ValueError(f'rank must be in [0, {self.num_replicas - 1}] for num_replicas={num_replicas}, got {rank}')
+        self.num_samples = self.draws_per_epoch() if num_samples is None else _whole('num_samples', num_samples, 1)
+        self.drop_last = check_option('drop_last', drop_last, (False, True))
+        if not len(self):
+            raise ValueError(
+                f'drop_last=True leaves nothing: {self.num_samples} draws for {self.num_replicas} processes; '
+                f'use fewer processes or drop_last=False')
+        # images of class c: images_by_class[first_image[c]:first_image[c] + class_counts[c]]
+        self.images_by_class = torch.sort(targets.cpu(), stable=True).indices
+        self.first_image = _starts(self.class_counts)
+        self.epoch = 0
+        self._start = 0  # where the next iteration begins, in draws of this process
+        self._drawn = 0  # draws of the present epoch handed out by this process
+
+    # The law
+
+    def class_shares(self, epoch: int) -> Tensor:
+        """Share of each class among the draws of ``epoch``, (C,), float64, sum 1."""
+        raise TypeError(f'{type(self).__name__} must define class_shares(epoch)')
+
+    def draws_per_epoch(self) -> int:
+        """Draws M of an epoch over all processes, where the caller does not say."""
+        return int(self.class_counts.sum())
+
+    # The order
+
+    def order(self, epoch: int | None = None) -> Tensor:
+        """Image indices of a whole epoch over all processes, (M,), int64; None is the present epoch."""
+        epoch = self.epoch if epoch is None else _whole('epoch', epoch, 0)
+        state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        return self._draw(epoch, generator)
+
+    def _draw(self, epoch: int, generator: torch.Generator) -> Tensor:
+        classes = self._class_order(epoch, generator)
+        images = self._cycle_images(torch.bincount(classes, minlength=len(self.class_counts)), generator)
+        # the k-th place of a class in the order takes the k-th image of its cycle
+        places = torch.sort(classes, stable=True).indices
+        order = torch.empty_like(images)
+        order[places] = images
+        return order
+
+    def _class_order(self, epoch: int, generator: torch.Generator) -> Tensor:
+        """Class of each draw, (M,)."""
+        quotas = _random_quotas(self.class_shares(epoch), self.num_samples, generator)
+        classes = torch.repeat_interleave(torch.arange(len(quotas)), quotas)
+        return classes[torch.randperm(len(classes), generator=generator)]
+
+    def _cycle_images(self, quotas: Tensor, generator: torch.Generator) -> Tensor:
+        """``quotas[c]`` images of each class in turn, (M,), sorted by class: full random rounds, the last one cut."""
+        counts = self.class_counts
+        rounds = -(-quotas // counts.clamp(min=1))
+        drawn = rounds * counts  # >= quotas, and at most one round more
+        classes = torch.repeat_interleave(torch.arange(len(counts)), drawn)
+        place = torch.arange(len(classes)) - _starts(drawn)[classes]
+        shuffled = shuffle_within(_starts(rounds)[classes] + place // counts[classes], generator)
+        images = self.images_by_class[self.first_image[classes] + place % counts[classes]]
+        return images[shuffled][place < quotas[classes]]
+
+    # The sampler
+
+    def __len__(self) -> int:
+        """Draws of this process in a whole epoch, also when it was resumed in the middle."""
+        if self.num_replicas is None:
+            return self.num_samples
+        if self.drop_last:
+            return self.num_samples // self.num_replicas
+        return math.ceil(self.num_samples / self.num_replicas)
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.order()
+        if self.num_replicas is not None:
+            order = order[torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas) % self.num_samples]
+        start, self._start = self._start, 0
+        self._drawn = start
+        for index in order[start:].tolist():
+            self._drawn += 1
+            yield index
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; the same epoch again keeps the position of :meth:`load_state_dict`."""
+        epoch = _whole('epoch', epoch, 0)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self._start = self._drawn = 0
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """State in mid-epoch, the same on every process.
+
+        Args:
+            position: Draws of this sampler that were used in the present epoch (of the whole order if it is not
+                divided). None: the draws handed out; a loader with workers fetches ahead, so its user passes the
+                number of samples done.
+        """
+        position = self._drawn if position is None else _whole('position', position, 0)
+        if position > len(self):
+            raise ValueError(f'position must be at most {len(self)}, the draws of a process, got {position}')
+        return {
+            'epoch': self.epoch,
+            'position': position * (self.num_replicas or 1),
+            'seed': self.seed,
+            'num_samples': self.num_samples,
+            'num_images': int(self.class_counts.sum()),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The next iteration continues the saved epoch at the saved position, also on another number of processes.
+
+        Raises:
+            ValueError: If the state is of other data or another seed, or the position does not divide.
+        """
+        own = self.state_dict()
+        for key in ('seed', 'num_samples', 'num_images'):
+            if state_dict[key] != own[key]:
+                raise ValueError(
+                    f'sampler state was saved with {key}={state_dict[key]}, this sampler has {own[key]}; '
+                    f'build it as it was')
+        replicas = self.num_replicas or 1
+        if state_dict['position'] % replicas:
+            raise ValueError(
+                f"sampler state is at draw {state_dict['position']} of the epoch, which {replicas} processes do not "
+                f'divide; resume on another number of processes, or at the start of the epoch')
+        self.epoch = state_dict['epoch']
+        self._start = self._drawn = min(state_dict['position'] // replicas, len(self))
+
+
+def check_not_divided(loader_or_sampler: Any) -> None:
+    """Refuse a loader whose sampler divides the epoch among processes, before something else divides it again.
+
+    ``Accelerator.prepare`` divides every loader. A sampler made with ``num_replicas`` (ours, torch's, timm's) has done so
+    already: each process would see 1 / W of its own part and the rest of the images would silently never be used.
+
+    Args:
+        loader_or_sampler: A ``DataLoader``, timm's ``PrefetchLoader``, a batch sampler or a sampler.
+
+    Raises:
+        ValueError: If the sampler divides among more than one process.
+    """
+    seen = loader_or_sampler
+    while seen is not None:
+        replicas = getattr(seen, 'num_replicas', None)
+        if replicas is not None and replicas > 1:
+            raise ValueError(
+                f'{type(seen).__name__} divides the epoch among {replicas} processes already, and the loader would be '
+                f'divided again: most images would never be seen. Create the sampler without num_replicas and rank')
+        # loader -> batch sampler -> (what wraps it) -> sampler
+        seen = next((inner for name in ('loader', 'batch_sampler', 'sampler')
+                     if (inner := getattr(seen, name, None)) is not None), None)
+
+
+def shuffle_within(groups: Tensor, generator: torch.Generator) -> Tensor:
+    """A permutation that shuffles the places of each group among themselves.
+
+    Args:
+        groups: Group of each place, (T,), int64, not decreasing.
+        generator: Source of randomness.
+
+    Returns:
+        Indices, (T,): place i takes the entry of a random place of its own group, each once.
+    """
+    shuffled = torch.randperm(len(groups), generator=generator)
+    return shuffled[torch.sort(groups[shuffled], stable=True).indices]
+
+
+def _random_quotas(shares: Tensor, total: int, generator: torch.Generator) -> Tensor:
+    """Whole numbers that sum to ``total``, each ``total * share`` rounded down or up with that expectation."""
+    expected = shares.double() * (total / shares.double().sum())
+    whole = torch.floor(expected + 1e-9 * expected.clamp(min=1))  # a product such as 2.9999999999 is meant to be 3
+    # systematic rounding of the fractions, in a random order of the classes: one common offset, unit steps
+    order = torch.randperm(len(shares), generator=generator)
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    edges = (expected - whole).clamp(min=0)[order].cumsum(0)
+    left = total - whole.sum()
+    if left > 0:
+        edges = edges * (left / edges[-1])
+        edges[-1] = left
+        whole[order] += torch.floor(edges + offset).diff(prepend=torch.zeros(1, dtype=torch.float64))
+    return whole.long()
+
+
+def _starts(sizes: Tensor) -> Tensor:
+    """First place of each part when parts of these sizes follow each other."""
+    return sizes.cumsum(0) - sizes
+
+
+def _whole(name: str, value: Any, low: int) -> int:
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise ValueError(f'{name} must be a whole number >= {low}, got {value!r}') from None
+    if value < low:
+        raise ValueError(f'{name} must be a whole number >= {low}, got {value}')
+    return value

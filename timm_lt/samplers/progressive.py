@@ -1,0 +1,55 @@
+"""Progressively balanced sampling.
+
+Paper: B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+https://arxiv.org/abs/1910.09217
+Implements: Eq. (2): in epoch t of T class c has share ``(1 - t / T) * n_c / N + (t / T) / C``.
+Source: written from the paper.
+Differs from the paper / official code: images of a class are cycled, not drawn with replacement. Epochs count from 0, as
+the loops count them: epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced.
+"""
+
+import torch
+from torch import Tensor
+
+from .._registry import register_sampler
+from ._base import LongTailSampler, _whole
+
+
+@register_sampler('progressive', paper='Kang et al., ICLR 2020', needs=('targets', 'num_epochs'))
+class ProgressiveSampler(LongTailSampler):
+    """From instance-balanced in the first epoch towards class-balanced in the last; needs ``set_epoch``.
+
+    Epoch length N. Epochs from ``num_epochs`` on are class-balanced.
+
+    Args:
+        targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
+        num_epochs: T, epochs of the whole training, >= 1.
+
+    Examples:
+        >>> sampler = ProgressiveSampler([0, 0, 0, 1], num_epochs=10)
+        >>> sampler.set_epoch(5)
+        >>> sampler.class_shares(5).tolist()
+        [0.625, 0.375]
+    """
+
+    def __init__(
+            self,
+            targets,
+            *,
+            num_epochs: int,
+            seed: int = 0,
+            num_replicas: int | None = None,
+            rank: int | None = None,
+            num_samples: int | None = None,
+            drop_last: bool = False,
+            num_classes: int | None = None,
+    ) -> None:
+        self.num_epochs = _whole('num_epochs', num_epochs, 1)
+        super().__init__(
+            targets, seed=seed, num_replicas=num_replicas, rank=rank, num_samples=num_samples, drop_last=drop_last,
+            num_classes=num_classes)
+
+    def class_shares(self, epoch: int) -> Tensor:
+        counts = self.class_counts.double()
+        progress = min(epoch / self.num_epochs, 1.0)
+        return torch.lerp(counts / counts.sum(), torch.full_like(counts, 1 / len(counts)), progress)

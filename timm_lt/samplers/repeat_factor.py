@@ -1,0 +1,67 @@
+"""Repeat-factor sampling.
+
+Paper: A. Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentation", CVPR 2019,
+https://arxiv.org/abs/1908.03195, Appendix B (after Mahajan et al., ECCV 2018)
+Implements: ``r_c = max(1, sqrt(t / pi_c))``; an image of class c comes r_c times in an epoch, on average.
+Source: written from the paper.
+Differs from the paper / official code: an image has one class here. The published code rounds r_c up or down for each image
+on its own, so that epochs differ in length; here the images of a class share the rounding: each comes floor(r_c) or
+ceil(r_c) times, with the same expectation, and every epoch has the same length.
+"""
+
+import math
+
+from torch import Tensor
+
+from .._registry import register_sampler
+from .._validate import check_range
+from ._base import LongTailSampler
+
+
+@register_sampler('repeat_factor', paper='Gupta et al., CVPR 2019', needs=('targets',))
+class RepeatFactorSampler(LongTailSampler):
+    """Every image at least once, images of classes rarer than a threshold more often.
+
+    Epoch length ``sum_c n_c r_c``, rounded up: longer than N where something repeats. With ``num_samples`` the classes
+    keep the proportions of ``n_c r_c``.
+
+    Args:
+        targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
+        threshold: t, a share of the images, in (0, 1]; classes with ``pi_c >= t`` do not repeat. The paper uses 0.001,
+            for some 1000 classes; 1 / C repeats the classes below average size.
+
+    Examples:
+        >>> sampler = RepeatFactorSampler([0] * 12 + [1] * 4, threshold=1.0)
+        >>> [round(r, 3) for r in sampler.repeat_factors.tolist()]
+        [1.155, 2.0]
+    """
+
+    def __init__(
+            self,
+            targets,
+            *,
+            threshold: float = 0.001,
+            seed: int = 0,
+            num_replicas: int | None = None,
+            rank: int | None = None,
+            num_samples: int | None = None,
+            drop_last: bool = False,
+            num_classes: int | None = None,
+    ) -> None:
+        self.threshold = check_range('threshold', threshold, 0, 1, low_open=True)
+        super().__init__(
+            targets, seed=seed, num_replicas=num_replicas, rank=rank, num_samples=num_samples, drop_last=drop_last,
+            num_classes=num_classes)
+
+    @property
+    def repeat_factors(self) -> Tensor:
+        """r_c, (C,), float64, each >= 1."""
+        counts = self.class_counts.double()
+        return (self.threshold * counts.sum() / counts).sqrt().clamp(min=1)
+
+    def class_shares(self, epoch: int) -> Tensor:
+        share = self.class_counts * self.repeat_factors
+        return share / share.sum()
+
+    def draws_per_epoch(self) -> int:
+        return math.ceil(round(float((self.class_counts * self.repeat_factors).sum()), 6))
