@@ -72,8 +72,9 @@ class CosineClassifier(nn.Module):
         return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)) * self.scale
 
     def extra_repr(self) -> str:
+        scale = torch.as_tensor(self.scale).item()
         return (
-            f'in_features={self.in_features}, out_features={self.out_features}, scale={float(self.scale):g}, '
+            f'in_features={self.in_features}, out_features={self.out_features}, scale={scale:g}, '
             f'learnable={self.log_scale is not None}')
 
 

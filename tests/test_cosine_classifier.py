@@ -1,0 +1,90 @@
+import pytest
+import timm
+import torch
+import torch.nn as nn
+
+from timm_lt.models import CosineClassifier, use_cosine_classifier
+
+
+@pytest.mark.parametrize('scale', [1.0, 16.0])
+def test_cosine_classifier_matches_naive_loop_in_float64(scale):
+    head = CosineClassifier(6, 4, scale=scale, dtype=torch.float64)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    out = head(x)
+    for i in range(5):
+        for c in range(4):
+            f, w = x[i], head.weight[c]
+            expected = scale * (f @ w) / (f @ f).sqrt() / (w @ w).sqrt()
+            torch.testing.assert_close(out[i, c], expected)
+
+
+def test_cosine_classifier_ignores_the_length_of_features_and_class_vectors():
+    head = CosineClassifier(6, 4, dtype=torch.float64)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    before = head(x)
+    with torch.no_grad():
+        head.weight.mul_(torch.tensor([[0.5], [1.0], [3.0], [10.0]]))
+    torch.testing.assert_close(head(7 * x), before)
+
+
+def test_zero_features_give_finite_output_and_gradient():
+    head = CosineClassifier(6, 4)
+    x = torch.zeros(2, 6, requires_grad=True)
+    out = head(x)
+    out.sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(x.grad).all() and torch.isfinite(head.weight.grad).all()
+
+
+def test_learnable_scale_is_trained_and_saved():
+    head = CosineClassifier(6, 4, scale=5.0, learnable=True)
+    assert head.scale.item() == pytest.approx(5.0)
+    head(torch.randn(3, 6)).square().sum().backward()
+    assert head.log_scale.grad.abs() > 0
+    with torch.no_grad():
+        head.log_scale.add_(1)
+    other = CosineClassifier(6, 4, scale=5.0, learnable=True)
+    other.load_state_dict(head.state_dict())
+    assert other.scale.item() == pytest.approx(head.scale.item())
+    assert list(CosineClassifier(6, 4).state_dict()) == ['weight']
+
+
+@pytest.mark.parametrize('scale', [0, -1.0, float('inf')])
+def test_scale_must_be_positive(scale):
+    with pytest.raises(ValueError, match='scale must be'):
+        CosineClassifier(6, 4, scale=scale)
+
+
+@pytest.mark.parametrize('name, size, where', [
+    ('test_resnet', 64, 'fc'), ('test_vit', 160, 'head'), ('test_convnext', 64, 'head.fc'),
+    ('resnet20_cifar', 32, 'fc'),
+])
+def test_use_cosine_classifier_works_on_any_timm_model(name, size, where):
+    model = timm.create_model(name, num_classes=5).eval()
+    assert use_cosine_classifier(model, scale=3.0) is model
+    head = model.get_classifier()
+    assert isinstance(head, CosineClassifier) and model.get_submodule(where) is head
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.shape == (2, 5) and logits.abs().max() <= 3.0 + 1e-4
+        hidden = model.forward_head(model.forward_features(x), pre_logits=True)
+        torch.testing.assert_close(head(hidden), logits)
+    twin = use_cosine_classifier(timm.create_model(name, num_classes=5), scale=3.0).eval()
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), logits)
+    model.reset_classifier(4)
+    assert model(x).shape == (2, 4)
+
+
+def test_use_cosine_classifier_keeps_dtype_and_mode():
+    model = timm.create_model('resnet20_cifar', num_classes=5).double().eval()
+    head = use_cosine_classifier(model).get_classifier()
+    assert head.weight.dtype == torch.float64 and not head.training
+
+
+def test_use_cosine_classifier_refuses_a_model_without_a_linear_classifier():
+    with pytest.raises(ValueError, match='exactly one linear classifier'):
+        use_cosine_classifier(timm.create_model('resnet20_cifar', num_classes=0))
+    with pytest.raises(ValueError, match='exactly one linear classifier'):
+        use_cosine_classifier(nn.Sequential(nn.Linear(2, 2)))
