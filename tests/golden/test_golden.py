@@ -26,7 +26,6 @@ NOT_BUILT: dict[str, str] = {
     'gala': 'not built yet',
     'prediction_rebalancing': 'not built yet',
     'sam_trajectories': 'not built yet',
-    'cc_sam_stage1': 'not built yet',
     'cc_sam_stage2': 'not built yet',
     'gsa_paper': 'not built yet',
     'gsa_released': 'not built yet',
@@ -34,8 +33,6 @@ NOT_BUILT: dict[str, str] = {
     'fisher_diagonal': 'not built yet',
     'feature_quality': 'not built yet',
     'class_counts': 'not built yet',
-    'shot_accuracy': 'not built yet',
-    'openset_f_measure': 'not built yet',
 }
 
 FILES = sorted(Path(GOLDEN).glob('*.npz'))
