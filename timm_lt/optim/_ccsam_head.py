@@ -1,0 +1,132 @@
+"""CC-SAM on a linear classifier in closed form, for all classes of a batch at once.
+
+Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
+Implements: the per-class radius and perturbation of stage 1, with the classifier as the perturbed part.
+Source: written from the equations. With ``f_i`` the features, ``r_i`` the gradient of sample i's loss with respect to
+its logits and m_c the samples of class c in the batch, the gradient of the mean loss of class c is
+``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the shift
+``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
+no C x C x D tensor, no loop over classes, no host synchronisation.
+Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2, and a
+class whose gradient is zero is not perturbed; the official code divides by zero in both cases.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VARIANTS = ('paper', 'released')
+_NORM_EPS = 1e-12  # the official code adds it to the norm of the classifier
+
+
+@dataclass(frozen=True)
+class ClassPerturbations:
+    """One perturbation of a linear classifier per class, as factors.
+
+    The perturbation of class c is ``sum_{j in c} weight_scale[j] * outer(residuals[j], features[j])`` for the weight and
+    ``sum_{j in c} bias_scale[j] * residuals[j]`` for the bias. Nothing here carries a gradient.
+
+    Attributes:
+        features: (N, D), of the joint batch from which the class means are taken.
+        residuals: Gradient of each sample's loss with respect to its logits, (N, C).
+        labels: (N,), int64.
+        weight_scale: (N,), 0 for the samples of a class that is not perturbed.
+        bias_scale: (N,).
+        weight_radius: Radius ``rho_c`` of each sample's class for the weight, without ``scale``, (N,).
+        bias_radius: The same for the bias, (N,); the paper's variant has one radius for both.
+    """
+    features: Tensor
+    residuals: Tensor
+    labels: Tensor
+    weight_scale: Tensor
+    bias_scale: Tensor
+    weight_radius: Tensor
+    bias_radius: Tensor
+
+    def shift(self, features: Tensor, labels: Tensor) -> Tensor:
+        """What the perturbation of its class adds to the logits of each sample, (B, C).
+
+        Linear in ``features``, and differentiable with respect to them only: features flow through the perturbed
+        classifier, perturbations are constants.
+
+        Args:
+            features: Input of the classifier, (B, D), any samples.
+            labels: Class of each sample, (B,); a class absent from ``self.labels`` gets no shift.
+        """
+        same = labels[:, None] == self.labels
+        kernel = features @ self.features.T * self.weight_scale + self.bias_scale
+        return (kernel * same) @ self.residuals
+
+
+def class_radius(classifier_norm: Tensor, gradient_norm: Tensor, class_counts: Tensor, num_parameters: int) -> Tensor:
+    """Radius ``rho_c = (|w| / (2 |g_c|))**1/2 * k**-1/4 * (n_c - 1)**-1/4``; n_c = 1 counts as 2.
+
+    Args:
+        classifier_norm: ``|w|``, ().
+        gradient_norm: ``|g_c|``, any shape, each > 0.
+        class_counts: Training images ``n_c`` that belong to each entry, same shape, floating point.
+        num_parameters: ``k = dim(w)``.
+    """
+    return (classifier_norm / (2 * gradient_norm)).sqrt() * (num_parameters * (class_counts - 1).clamp(min=1)) ** -0.25
+
+
+@torch.no_grad()
+def class_perturbations(
+        features: Tensor,
+        residuals: Tensor,
+        labels: Tensor,
+        class_counts: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float = 1e-6,
+        variant: str = 'paper',
+) -> ClassPerturbations:
+    """The perturbation of each class in a batch, ``eps_c = scale * sqrt(k) * rho_c * g_c / |g_c|``.
+
+    Args:
+        features: Input of the classifier, (N, D).
+        residuals: Gradient of each sample's own loss (not of the batch mean) with respect to its logits, (N, C).
+        labels: Class of each sample, (N,), int64.
+        class_counts: Training images of each class, (C,), on the device of the labels.
+        weight: (C, D).
+        bias: (C,) or None.
+        scale: Strength, >= 0; 0 switches the perturbation off. The official code uses 1e-6.
+        variant: 'paper': radius and direction jointly over weight and bias; 'released': each tensor has its own norm
+            and direction, while ``|w|`` and k stay those of the whole classifier.
+    """
+    dtype = torch.promote_types(residuals.dtype, torch.float32)
+    features, residuals, weight = features.to(dtype), residuals.to(dtype), weight.to(dtype)
+    counts = class_counts[labels].to(dtype)
+    num_parameters = weight.numel()
+    classifier_norm_2 = weight.square().sum()
+    if bias is not None:
+        num_parameters += bias.numel()
+        classifier_norm_2 = classifier_norm_2 + bias.to(dtype).square().sum()
+    classifier_norm = classifier_norm_2.sqrt() + _NORM_EPS
+
+    same = (labels[:, None] == labels).to(dtype)
+    class_size = same.sum(1)
+    residual_products = residuals @ residuals.T * same
+    # sum over the pairs of a class of (r_j . r_l)(f_j . f_l), seen from each of its samples
+    weight_norm_2 = same @ (residual_products * (features @ features.T)).sum(1) / class_size.square()
+    bias_norm_2 = same @ residual_products.sum(1) / class_size.square()
+    if bias is None:
+        bias_norm_2 = torch.zeros_like(bias_norm_2)
+    if variant == 'paper':
+        weight_norm_2 = bias_norm_2 = weight_norm_2 + bias_norm_2
+
+    def radius_and_scale(norm_2: Tensor) -> tuple[Tensor, Tensor]:
+        # below this the square has lost its digits: the class counts as solved, and a radius that grows as |g|**-1/2
+        # would only blow up rounding
+        perturbed = norm_2 > torch.finfo(dtype).tiny / torch.finfo(dtype).eps
+        norm = norm_2.where(perturbed, torch.ones_like(norm_2)).sqrt()
+        radius = class_radius(classifier_norm, norm, counts, num_parameters) * perturbed
+        return radius, scale * num_parameters ** 0.5 * radius / (norm * class_size)
+
+    weight_radius, weight_scale = radius_and_scale(weight_norm_2)
+    bias_radius, bias_scale = radius_and_scale(bias_norm_2)
+    if bias is None:
+        bias_radius, bias_scale = torch.zeros_like(bias_radius), torch.zeros_like(bias_scale)
+    return ClassPerturbations(features, residuals, labels, weight_scale, bias_scale, weight_radius, bias_radius)
