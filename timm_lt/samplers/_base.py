@@ -1,9 +1,9 @@
-"""What every sampler shares: class shares per epoch, exact quotas, class-aware cycling, division among processes, resume.
+"""What every sampler shares: exact quotas, class-aware cycling, division among processes, resume in mid-epoch.
 
 A sampler states a law: the share of each class among the draws of an epoch. The rest is here and the same for all:
 
-1. Quota of class c: ``M * share_c`` rounded down or up at random, with that expectation exactly (systematic rounding), so
-   that the quotas sum to the epoch length M and no class is off by one draw or more.
+1. Quota of class c: ``M * share_c`` rounded down or up at random, with exactly that expectation (systematic rounding),
+   so that the quotas sum to the epoch length M and no class is off by one draw or more.
 2. Order of the classes within the epoch: a random one.
 3. Images of a class: a random order of all of them, then another, so that each is drawn once before any is drawn again.
 
@@ -37,7 +37,7 @@ class LongTailSampler(Sampler[int]):
             every process sees the whole order, and the loader (Accelerate) divides it. Never both, see
             :func:`check_not_divided`.
         rank: This process, in [0, W); given exactly when ``num_replicas`` is.
-        num_samples: Draws M in an epoch, over all processes; None is the N of the images, unless the law says otherwise.
+        num_samples: Draws M in an epoch, over all processes; None: the N of the images, unless the law says otherwise.
         drop_last: Where M is no multiple of W: drop the last M mod W draws (True), or let the first draws of the epoch
             come once more so that all processes have ceil(M / W) (False).
         num_classes: C; None takes the largest label + 1.
@@ -71,11 +71,11 @@ class LongTailSampler(Sampler[int]):
         self.seed = _whole('seed', seed, 0)
         if (num_replicas is None) != (rank is None):
             raise ValueError(
-                f'num_replicas and rank go together: give both or neither, got num_replicas={num_replicas}, rank={rank}')
+                f'give both of num_replicas and rank or neither, got num_replicas={num_replicas}, rank={rank}')
         self.num_replicas = None if num_replicas is None else _whole('num_replicas', num_replicas, 1)
         self.rank = None if rank is None else _whole('rank', rank, 0)
         if rank is not None and self.rank >= self.num_replicas:
-            raise ValueError(f'rank must be in [0, {self.num_replicas - 1}] for num_replicas={num_replicas}, got {rank}')
+            raise ValueError(f'rank must be in [0, {num_replicas - 1}] for num_replicas={num_replicas}, got {rank}')
         self.num_samples = self.draws_per_epoch() if num_samples is None else _whole('num_samples', num_samples, 1)
         self.drop_last = check_option('drop_last', drop_last, (False, True))
         if not len(self):
@@ -119,9 +119,13 @@ class LongTailSampler(Sampler[int]):
 
     def _class_order(self, epoch: int, generator: torch.Generator) -> Tensor:
         """Class of each draw, (M,)."""
-        quotas = _random_quotas(self.class_shares(epoch), self.num_samples, generator)
+        quotas = self._quotas(epoch, generator)
         classes = torch.repeat_interleave(torch.arange(len(quotas)), quotas)
         return classes[torch.randperm(len(classes), generator=generator)]
+
+    def _quotas(self, epoch: int, generator: torch.Generator) -> Tensor:
+        """Draws of each class, (C,), int64, sum M."""
+        return random_quotas(self.class_shares(epoch), self.num_samples, generator)
 
     def _cycle_images(self, quotas: Tensor, generator: torch.Generator) -> Tensor:
         """``quotas[c]`` images of each class in turn, (M,), sorted by class: full random rounds, the last one cut."""
@@ -155,7 +159,7 @@ class LongTailSampler(Sampler[int]):
             yield index
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; the same epoch again keeps the position of :meth:`load_state_dict`."""
+        """Choose the epoch of the next iteration; the loaded position stays if the epoch is the loaded one."""
         epoch = _whole('epoch', epoch, 0)
         if epoch != self.epoch:
             self.epoch = epoch
@@ -204,8 +208,8 @@ class LongTailSampler(Sampler[int]):
 def check_not_divided(loader_or_sampler: Any) -> None:
     """Refuse a loader whose sampler divides the epoch among processes, before something else divides it again.
 
-    ``Accelerator.prepare`` divides every loader. A sampler made with ``num_replicas`` (ours, torch's, timm's) has done so
-    already: each process would see 1 / W of its own part and the rest of the images would silently never be used.
+    ``Accelerator.prepare`` divides every loader. A sampler made with ``num_replicas`` (ours, torch's, timm's) has done
+    so already: each process would see 1 / W of its own part, and the other draws would silently be lost.
 
     Args:
         loader_or_sampler: A ``DataLoader``, timm's ``PrefetchLoader``, a batch sampler or a sampler.
@@ -239,7 +243,7 @@ def shuffle_within(groups: Tensor, generator: torch.Generator) -> Tensor:
     return shuffled[torch.sort(groups[shuffled], stable=True).indices]
 
 
-def _random_quotas(shares: Tensor, total: int, generator: torch.Generator) -> Tensor:
+def random_quotas(shares: Tensor, total: int, generator: torch.Generator) -> Tensor:
     """Whole numbers that sum to ``total``, each ``total * share`` rounded down or up with that expectation."""
     expected = shares.double() * (total / shares.double().sum())
     whole = torch.floor(expected + 1e-9 * expected.clamp(min=1))  # a product such as 2.9999999999 is meant to be 3

@@ -4,8 +4,8 @@ Paper: B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed
 https://arxiv.org/abs/1910.09217
 Implements: Eq. (2): in epoch t of T class c has share ``(1 - t / T) * n_c / N + (t / T) / C``.
 Source: written from the paper.
-Differs from the paper / official code: images of a class are cycled, not drawn with replacement. Epochs count from 0, as
-the loops count them: epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced.
+Differs from the paper / official code: images of a class are cycled, not drawn with replacement. Epochs count from 0,
+as the loops count them: epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced.
 """
 
 import torch

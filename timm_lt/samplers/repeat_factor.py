@@ -4,26 +4,28 @@ Paper: A. Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance Segmentat
 https://arxiv.org/abs/1908.03195, Appendix B (after Mahajan et al., ECCV 2018)
 Implements: ``r_c = max(1, sqrt(t / pi_c))``; an image of class c comes r_c times in an epoch, on average.
 Source: written from the paper.
-Differs from the paper / official code: an image has one class here. The published code rounds r_c up or down for each image
-on its own, so that epochs differ in length; here the images of a class share the rounding: each comes floor(r_c) or
-ceil(r_c) times, with the same expectation, and every epoch has the same length.
+Differs from the paper / official code: an image has one class here. The published code rounds r_c up or down for each
+image on its own, so that epochs differ in length; here the images of a class share the rounding: each comes floor(r_c)
+or ceil(r_c) times, and every epoch has the same length, ``N + ceil(sum_c n_c (r_c - 1))``: the repetitions are scaled up
+by less than one draw in all.
 """
 
 import math
 
+import torch
 from torch import Tensor
 
 from .._registry import register_sampler
 from .._validate import check_range
-from ._base import LongTailSampler
+from ._base import LongTailSampler, random_quotas
 
 
 @register_sampler('repeat_factor', paper='Gupta et al., CVPR 2019', needs=('targets',))
 class RepeatFactorSampler(LongTailSampler):
     """Every image at least once, images of classes rarer than a threshold more often.
 
-    Epoch length ``sum_c n_c r_c``, rounded up: longer than N where something repeats. With ``num_samples`` the classes
-    keep the proportions of ``n_c r_c``.
+    Epoch length ``sum_c n_c r_c``, rounded up: longer than N where something repeats. With another ``num_samples`` the
+    classes keep the proportions of ``n_c r_c``, and images may be left out.
 
     Args:
         targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
@@ -64,4 +66,14 @@ class RepeatFactorSampler(LongTailSampler):
         return share / share.sum()
 
     def draws_per_epoch(self) -> int:
-        return math.ceil(round(float((self.class_counts * self.repeat_factors).sum()), 6))
+        return int(self.class_counts.sum()) + math.ceil(round(float(self._repetitions().sum()), 6))
+
+    def _repetitions(self) -> Tensor:
+        return self.class_counts * (self.repeat_factors - 1)
+
+    def _quotas(self, epoch: int, generator: torch.Generator) -> Tensor:
+        if self.num_samples != self.draws_per_epoch():
+            return super()._quotas(epoch, generator)
+        # every image once, and only the repetitions are rounded: a class that does not repeat never does
+        extra = self.num_samples - int(self.class_counts.sum())
+        return self.class_counts + random_quotas(self._repetitions(), extra, generator) if extra else self.class_counts

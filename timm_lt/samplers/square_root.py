@@ -1,8 +1,9 @@
 """Square-root sampling.
 
 Papers: D. Mahajan et al., "Exploring the Limits of Weakly Supervised Pretraining", ECCV 2018,
-https://arxiv.org/abs/1805.00932; B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-ICLR 2020, https://arxiv.org/abs/1910.09217
+https://arxiv.org/abs/1805.00932;
+B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+https://arxiv.org/abs/1910.09217
 Implements: Kang et al. Eq. (1) with q = 1/2: class c has share ``n_c**0.5 / sum_j n_j**0.5``.
 Source: written from the papers.
 Differs from the paper / official code: images of a class are cycled, not drawn with replacement.
