@@ -9,7 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_option, check_reduction
+from .._validate import check_option, check_range, check_reduction
 
 STATISTICS_MODES = ('immediate', 'staged', 'hold')
 
@@ -39,6 +39,9 @@ class LongTailLoss(nn.Module):
 
     A subclass writes :meth:`per_sample`. ``loss(logits, target)`` takes logits (B, C) of any float dtype and targets
     (B,) int64 or, where the method allows, soft (B, C). Arithmetic is float32 (float64 stays), also under autocast.
+    The loss of a soft target ``t`` is the expectation ``sum_c t_c * loss(z, c)``, what Mixup's definition asks for; for
+    cross-entropy on fixed adjusted logits this is the usual soft cross-entropy. :meth:`per_sample` is therefore linear
+    in a soft target and must not normalise it.
 
     Args:
         reduction: 'mean', 'sum' or 'none' -> (B,). With class weights, 'none' and 'sum' are of the weighted values and
@@ -50,10 +53,12 @@ class LongTailLoss(nn.Module):
     """
 
     soft_targets = True
+    cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
 
     def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
+        self.smoothing = 0.0
         self.statistics_mode = 'immediate'
         self.register_buffer('class_weight', None)
         if class_weight is not None:
@@ -70,6 +75,29 @@ class LongTailLoss(nn.Module):
             raise ValueError(f'class_weight must be (C,), finite and >= 0, got shape {tuple(weight.shape)}')
         reference = next((b for b in self.buffers() if b is not None), None)
         self.class_weight = weight.to(reference.device) if reference is not None else weight
+
+    def set_smoothing(self, smoothing: float) -> None:
+        """Label smoothing: class indices become ``(1 - smoothing) * onehot + smoothing / C``; soft targets stay.
+
+        Raises:
+            ValueError: If out of [0, 1), or the loss accepts no soft targets.
+        """
+        check_range('smoothing', smoothing, 0, 1, high_open=True)
+        if smoothing and not self.soft_targets:
+            raise ValueError(
+                f'{type(self).__name__} does not support soft targets, so no label smoothing; got {smoothing}, set it to 0')
+        self.smoothing = float(smoothing)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:
+            # devices without float64 (MPS) take the constants in float32
+            for module in self.modules():
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and buffer.dtype == torch.float64:
+                        module._buffers[name] = buffer.float()
+            return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # class_weight appears in the middle of training (deferred re-weighting): take over its presence too
@@ -88,8 +116,13 @@ class LongTailLoss(nn.Module):
         """Class weight of each sample, (B,), or None; for a soft target the expectation over its classes."""
         if self.class_weight is None:
             return None
-        weight = self.class_weight.to(target.device)
-        return target.to(weight.dtype) @ weight if target.is_floating_point() else weight[target]
+        weight = self.class_weight
+        if target.is_floating_point():
+            return target.to(weight.dtype) @ weight
+        weight_of_target = weight[target]
+        if self.smoothing:
+            return (1 - self.smoothing) * weight_of_target + self.smoothing * weight.mean()
+        return weight_of_target
 
     def normalizer(self, target: Tensor) -> Tensor:
         """What 'mean' divides the sum of the per-sample values by: a scalar tensor, B or the sum of the weights."""
@@ -99,16 +132,22 @@ class LongTailLoss(nn.Module):
         return weight.sum()
 
     def weighted_per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Value of each sample times its class weight, (B,)."""
-        loss = self.per_sample(logits, target)
-        weight = self.sample_weight(target)
-        return loss if weight is None else loss * weight.to(loss.dtype)
+        """Value of each sample times its class weight, (B,); for a soft target ``sum_c t_c * w_c * loss(z, c)``."""
+        if self.class_weight is None:
+            return self.per_sample(logits, target)
+        if target.is_floating_point():
+            return self.per_sample(logits, target * self.class_weight.to(target.dtype))
+        return self.per_sample(logits, target) * self.class_weight[target].to(logits.dtype)
 
     def forward(self, logits: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
         reduction = self.reduction if reduction is None else check_reduction(reduction)
         check_targets(logits, target, self.soft_targets, type(self).__name__)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
+            if target.is_floating_point():
+                target = target.to(logits.dtype)
+            elif self.smoothing:
+                target = smooth_target(target, logits, self.smoothing)
             loss = self.weighted_per_sample(logits, target)
             if reduction == 'none':
                 return loss
@@ -139,6 +178,41 @@ class LongTailLoss(nn.Module):
         """Forget staged statistics (the step was skipped)."""
 
 
+def smooth_target(target: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """``(1 - smoothing) * onehot(target) + smoothing / C``, (B, C), in the dtype of the logits."""
+    soft = torch.full_like(logits, smoothing / logits.shape[1], requires_grad=False)
+    return soft.scatter_add_(1, target[:, None], torch.full_like(soft[:, :1], 1 - smoothing))
+
+
+def logsumexp_of_others(logits: Tensor) -> Tensor:
+    """``log sum_{j != c} exp(z_j)`` for every class c, (B, C), without cancellation, C >= 2."""
+    total = torch.logsumexp(logits, dim=1, keepdim=True)
+    largest = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, logits.argmax(1, keepdim=True), True)
+    # where c is not the largest, the others hold at least half of exp(z_c) + exp(z_largest): 1 - p_c is exact enough
+    share = (logits - total).masked_fill(largest, -1.0).exp()
+    without_largest = torch.logsumexp(logits.masked_fill(largest, float('-inf')), dim=1, keepdim=True)
+    return torch.where(largest, without_largest, total + torch.log1p(-share))
+
+
+def margin_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    """Cross-entropy after the logit of the sample's own class is lowered by that class's margin.
+
+    Args:
+        logits: (B, C).
+        target: Class indices (B,), or soft (B, C): the expectation over the class that gets the margin.
+        margin: (C,), in the units of the logits; a negative one raises the logit.
+
+    Returns:
+        Loss of each sample, (B,).
+    """
+    margin = margin.to(logits.dtype)
+    if not target.is_floating_point():
+        column = target[:, None]
+        return F.cross_entropy(logits.scatter_add(1, column, -margin[column]), target, reduction='none')
+    own = logits - margin
+    return (target * (torch.logaddexp(logsumexp_of_others(logits), own) - own)).sum(1)
+
+
 def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
     """Per-sample values of any criterion and the normaliser of its mean.
 
@@ -157,7 +231,7 @@ def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Te
     if hasattr(criterion, 'weighted_per_sample'):
         values = criterion(output, target, reduction='none')
         return values, criterion.normalizer(target)
-    count = torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
+    count = mean_normalizer(criterion, target)
     name = type(criterion).__name__
     if name in ('LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy'):
         smoothing = float(getattr(criterion, 'smoothing', 0.0))
@@ -174,10 +248,17 @@ def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Te
         criterion.reduction = before
     if values.ndim != 1:
         raise TypeError(f"{name} with reduction='none' must give one value per sample, got shape {tuple(values.shape)}")
+    return values, count
+
+
+def mean_normalizer(criterion: Any, target: Tensor) -> Tensor:
+    """What the criterion's mean divides by, a scalar tensor: B, or the sum of the class weights of the samples."""
+    if hasattr(criterion, 'weighted_per_sample'):
+        return criterion.normalizer(target)
     weight = getattr(criterion, 'weight', None)
     if weight is not None and not target.is_floating_point():
-        count = weight[target].sum()
-    return values, count
+        return weight[target].sum()
+    return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
 
 
 @contextmanager
