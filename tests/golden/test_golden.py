@@ -24,14 +24,8 @@ NOT_BUILT: dict[str, str] = {
     'losses': 'not built yet',
     'balscl': 'not built yet',
     'gala': 'not built yet',
-    'prediction_rebalancing': 'not built yet',
     'sam_trajectories': 'not built yet',
     'cc_sam_stage2': 'not built yet',
-    'gsa_paper': 'not built yet',
-    'gsa_released': 'not built yet',
-    'gkp_penalty': 'not built yet',
-    'fisher_diagonal': 'not built yet',
-    'feature_quality': 'not built yet',
     'class_counts': 'not built yet',
 }
 

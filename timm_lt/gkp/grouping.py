@@ -1,0 +1,130 @@
+"""Groups of classes: normalised-cut spectral clustering of what the memory bank remembers.
+
+Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping: similarity of the classes' stored parameters, G = 4
+(6 on ImageNet-LT).
+Source: written from the paper, with scikit-learn's ``SpectralClustering`` on the affinity ``1 + cosine``.
+Differs from the official code: that one clusters once, before training, C equal weight vectors, so that its groups are
+arbitrary. Here a bank with fewer distinct snapshots than groups is recognised, and the cosine of the classes' mean
+gradients decides instead.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .bank import MemoryBank
+
+__all__ = ['canonical_groups', 'class_gradient_cosine', 'group_classes', 'spectral_groups']
+
+_MAX_SAMPLES = 8192  # of the class gradients' inner products, which cost N^2
+
+
+def canonical_groups(groups: Sequence[int] | Tensor) -> Tensor:
+    """The same partition with groups numbered 0, 1, ... in the order of their first class, (C,), int64."""
+    number: dict[int, int] = {}
+    return torch.tensor([number.setdefault(int(g), len(number)) for g in groups], dtype=torch.int64)
+
+
+def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tensor:
+    """Cut classes into groups by normalised-cut spectral clustering.
+
+    Args:
+        similarity: Cosines, (C, C), symmetric, in [-1, 1]; the affinity is ``1 + cosine``.
+        num_groups: G >= 1; from C on every class is a group of its own.
+        seed: Of the clustering.
+
+    Returns:
+        Group of each class, (C,), int64, numbered in the order of their first class. There may be fewer than G groups
+        when classes cannot be told apart.
+    """
+    if num_groups < 1:
+        raise ValueError(f'num_groups must be >= 1, got {num_groups}')
+    num_classes = len(similarity)
+    if num_groups == 1:
+        return torch.zeros(num_classes, dtype=torch.int64)
+    if num_groups >= num_classes:
+        return torch.arange(num_classes)
+    import warnings
+
+    from sklearn.cluster import SpectralClustering
+
+    affinity = (1 + similarity.double()).clamp(min=0).cpu().numpy()
+    clustering = SpectralClustering(
+        num_groups, affinity='precomputed', assign_labels='kmeans', random_state=seed, n_init=10)
+    with warnings.catch_warnings():
+        # classes that share a snapshot fall on one point, and opposite ones leave the graph unconnected: both are fine
+        warnings.simplefilter('ignore')
+        labels = clustering.fit_predict(affinity)
+    return canonical_groups(labels)
+
+
+def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Cosine between the classes' mean gradients with respect to a linear classifier, (C, C), float64.
+
+    The gradient of a sample is the outer product of its residual ``softmax(z) - onehot(y)`` and its features, so that
+    inner products of class means follow from ``(R R^T) * (F F^T)``: no C x D gradient per class is formed.
+
+    Args:
+        features: Input of the classifier, (N, D).
+        residuals: ``softmax(z) - onehot(y)``, (N, C).
+        labels: (N,). Of each class the first ``max(1, 8192 // C)`` rows are used.
+        num_classes: C. A class without a row is similar to none (cosine 0).
+    """
+    per_class = max(1, _MAX_SAMPLES // num_classes)
+    order = torch.argsort(labels, stable=True)
+    ranked = labels[order]
+    start = torch.searchsorted(ranked, ranked)  # position of the first row of each class
+    chosen = order[torch.arange(len(order), device=order.device) - start < per_class]
+    features, residuals, labels = features[chosen], residuals[chosen], labels[chosen]
+    count = torch.bincount(labels, minlength=num_classes).double()
+    gram = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=features.device)
+    for rows in torch.arange(len(labels), device=labels.device).split(1024):
+        table = (residuals[rows] @ residuals.T).double() * (features[rows] @ features.T).double()
+        columns = torch.zeros(len(rows), num_classes, dtype=torch.float64, device=table.device)
+        gram.index_add_(0, labels[rows], columns.index_add_(1, labels, table))
+    gram = gram / count.clamp(min=1)[:, None] / count.clamp(min=1)
+    norm = gram.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+    cosine = (gram / norm[:, None] / norm).clamp(-1, 1)
+    return ((cosine + cosine.T) / 2).fill_diagonal_(1.0).cpu()
+
+
+def group_classes(
+        bank: MemoryBank,
+        num_groups: int,
+        *,
+        fallback: Tensor | None = None,
+        seed: int = 0,
+) -> tuple[Tensor, str]:
+    """Groups from the memory bank, equal on all processes.
+
+    Args:
+        bank: Filled on the process of rank 0 (the clustering runs there and is broadcast).
+        num_groups: G.
+        fallback: Similarity (C, C) for a bank with fewer than G distinct snapshots, see :func:`class_gradient_cosine`.
+            Without one such a bank gives the groups that its snapshots allow.
+        seed: Of the clustering.
+
+    Returns:
+        Group of each class (C,), int64, and the source of the similarity: ``'bank'``, ``'gradient'`` or ``'trivial'``
+        (one group, one class per group, or snapshots that cannot tell more groups apart).
+    """
+    distributed = dist.is_available() and dist.is_initialized()
+    result: list = [None]
+    if not distributed or dist.get_rank() == 0:
+        result = [_group_here(bank, num_groups, fallback, seed)]
+    if distributed:
+        dist.broadcast_object_list(result, src=0)
+    return result[0]
+
+
+def _group_here(bank: MemoryBank, num_groups: int, fallback: Tensor | None, seed: int) -> tuple[Tensor, str]:
+    if num_groups == 1 or num_groups >= bank.num_classes:
+        return spectral_groups(torch.eye(bank.num_classes), num_groups, seed), 'trivial'
+    distinct = len(bank.epochs)
+    if distinct < num_groups and fallback is not None:
+        return spectral_groups(fallback, num_groups, seed), 'gradient'
+    if distinct <= num_groups:
+        return canonical_groups(bank.best_epoch), 'bank' if distinct == num_groups else 'trivial'
+    return spectral_groups(bank.similarity(), num_groups, seed), 'bank'
