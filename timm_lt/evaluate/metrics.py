@@ -18,7 +18,7 @@ from torch import Tensor
 from .._validate import check_class_counts, check_range
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
 
-CHUNK_ELEMENTS = 1 << 22  # logits looked at in one go: bounds the working memory, whatever the size of the test set
+CHUNK_ELEMENTS = 1 << 20  # logits looked at in one go: bounds the working memory, whatever the size of the test set
 ECE_BINS = 15
 LEVEL = 0.95  # of confidence intervals
 MERGED = (
@@ -169,20 +169,23 @@ def predict(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     num_images, num_classes = logits.shape
     rows = max(1, CHUNK_ELEMENTS // num_classes)
     targets = targets.to(logits.device)
-    blocks: dict[str, list[Tensor]] = {'predicted': [], 'rank': [], 'confidence': []}
     column = torch.arange(num_classes, device=logits.device)
+    wide = logits.dtype == torch.float64
+    # filled in place: lists of small results between large temporaries fragment the heap
+    predicted, rank = torch.empty_like(targets), torch.empty_like(targets)
+    confidence = torch.empty(num_images, dtype=torch.float64 if wide else torch.float32, device=logits.device)
     for start in range(0, num_images, rows):
-        z = logits[start:start + rows]
-        z = z if z.dtype == torch.float64 else z.float()
-        y = targets[start:start + rows, None]
+        block = slice(start, start + rows)
+        z = logits[block] if wide else logits[block].float()
+        y = targets[block, None]
         own = z.gather(1, y)
-        top, predicted = z.max(1)
-        rank = (z > own).sum(1) + ((z == own) & (column < y)).sum(1)
+        top, best = z.max(1)
+        place = (z > own).sum(1) + ((z == own) & (column < y)).sum(1)
         broken = ~torch.isfinite(top)  # max gives NaN if any entry is, so a NaN anywhere in the row is seen
-        blocks['predicted'].append(predicted.masked_fill(broken, -1))
-        blocks['rank'].append(rank.masked_fill(broken, num_classes + 5))
-        blocks['confidence'].append((top - z.logsumexp(1)).exp())
-    return {key: torch.cat(parts).cpu() for key, parts in blocks.items()}
+        predicted[block] = best.masked_fill(broken, -1)
+        rank[block] = place.masked_fill(broken, num_classes + 5)
+        confidence[block] = (top - z.logsumexp(1)).exp()
+    return {'predicted': predicted.cpu(), 'rank': rank.cpu(), 'confidence': confidence.cpu()}
 
 
 def expected_calibration_error(confidence: Tensor, right: Tensor, num_bins: int = ECE_BINS) -> float | None:
