@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_option
+from .._validate import check_option, check_range
 from .metrics import CHUNK_ELEMENTS
 
 UNKNOWN = -1
@@ -137,6 +137,7 @@ def choose_threshold(
     Returns:
         ``threshold`` and ``rule``, a sentence that says how it was chosen.
     """
+    check_range('keep', keep, 0, 1, low_open=True)
     scores = torch.as_tensor(scores).double()
     if scores.numel() == 0:
         raise ValueError('choose_threshold needs at least one validation score')
@@ -144,7 +145,7 @@ def choose_threshold(
     if labels is None or predictions is None or not bool((labels == UNKNOWN).any()):
         if labels is not None:
             scores = scores[labels != UNKNOWN]
-        dropped = int((1 - keep) * len(scores))
+        dropped = int((1 - keep) * len(scores) + 1e-9)  # the last digit of 1 - keep must not cost an image
         threshold = scores.sort().values[dropped]
         return {
             'threshold': float(threshold),
