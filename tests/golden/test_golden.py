@@ -21,9 +21,6 @@ TOLERANCES = {
 }
 # name: why no check exists yet
 NOT_BUILT: dict[str, str] = {
-    'losses': 'not built yet',
-    'balscl': 'not built yet',
-    'gala': 'not built yet',
     'sam_trajectories': 'not built yet',
     'cc_sam_stage2': 'not built yet',
     'class_counts': 'not built yet',

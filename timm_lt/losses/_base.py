@@ -53,6 +53,7 @@ class LongTailLoss(nn.Module):
     """
 
     soft_targets = True
+    takes_class_weight = True
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
 
     def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:
@@ -73,8 +74,8 @@ class LongTailLoss(nn.Module):
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         if weight.ndim != 1 or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
             raise ValueError(f'class_weight must be (C,), finite and >= 0, got shape {tuple(weight.shape)}')
-        reference = next((b for b in self.buffers() if b is not None), None)
-        self.class_weight = weight.to(reference.device) if reference is not None else weight
+        reference = next((b for b in self.buffers() if b is not None), weight)
+        self.class_weight = weight.to(reference.device)
 
     def set_smoothing(self, smoothing: float) -> None:
         """Label smoothing: class indices become ``(1 - smoothing) * onehot + smoothing / C``; soft targets stay.
@@ -85,7 +86,8 @@ class LongTailLoss(nn.Module):
         check_range('smoothing', smoothing, 0, 1, high_open=True)
         if smoothing and not self.soft_targets:
             raise ValueError(
-                f'{type(self).__name__} does not support soft targets, so no label smoothing; got {smoothing}, set it to 0')
+                f'{type(self).__name__} does not support soft targets, so no label smoothing; '
+                f'set smoothing to 0, got {smoothing}')
         self.smoothing = float(smoothing)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
@@ -116,7 +118,7 @@ class LongTailLoss(nn.Module):
         """Class weight of each sample, (B,), or None; for a soft target the expectation over its classes."""
         if self.class_weight is None:
             return None
-        weight = self.class_weight
+        weight = self.class_weight.to(target.device)
         if target.is_floating_point():
             return target.to(weight.dtype) @ weight
         weight_of_target = weight[target]
@@ -144,6 +146,9 @@ class LongTailLoss(nn.Module):
         check_targets(logits, target, self.soft_targets, type(self).__name__)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
+            if self.class_weight is not None and self.class_weight.device != logits.device:
+                # a loss without other buffers cannot know its device when weights are set in mid-training
+                self.class_weight = self.class_weight.to(logits.device)
             if target.is_floating_point():
                 target = target.to(logits.dtype)
             elif self.smoothing:
@@ -184,6 +189,14 @@ def smooth_target(target: Tensor, logits: Tensor, smoothing: float) -> Tensor:
     return soft.scatter_add_(1, target[:, None], torch.full_like(soft[:, :1], 1 - smoothing))
 
 
+def reduce(per_sample: Tensor, reduction: str) -> Tensor:
+    """Per-sample values (B,) reduced by 'mean', 'sum' or 'none'."""
+    check_reduction(reduction)
+    if reduction == 'none':
+        return per_sample
+    return per_sample.mean() if reduction == 'mean' else per_sample.sum()
+
+
 def logsumexp_of_others(logits: Tensor) -> Tensor:
     """``log sum_{j != c} exp(z_j)`` for every class c, (B, C), without cancellation, C >= 2."""
     total = torch.logsumexp(logits, dim=1, keepdim=True)
@@ -192,6 +205,12 @@ def logsumexp_of_others(logits: Tensor) -> Tensor:
     share = (logits - total).masked_fill(largest, -1.0).exp()
     without_largest = torch.logsumexp(logits.masked_fill(largest, float('-inf')), dim=1, keepdim=True)
     return torch.where(largest, without_largest, total + torch.log1p(-share))
+
+
+def margin_losses(logits: Tensor, margin: Tensor | float) -> Tensor:
+    """Cross-entropy of each sample for every class c, (B, C), where the logit of c alone is lowered by its margin."""
+    own = logits - margin
+    return torch.logaddexp(logsumexp_of_others(logits), own) - own
 
 
 def margin_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor) -> Tensor:
@@ -206,11 +225,10 @@ def margin_cross_entropy(logits: Tensor, target: Tensor, margin: Tensor) -> Tens
         Loss of each sample, (B,).
     """
     margin = margin.to(logits.dtype)
-    if not target.is_floating_point():
-        column = target[:, None]
-        return F.cross_entropy(logits.scatter_add(1, column, -margin[column]), target, reduction='none')
-    own = logits - margin
-    return (target * (torch.logaddexp(logsumexp_of_others(logits), own) - own)).sum(1)
+    if target.is_floating_point():
+        return (target * margin_losses(logits, margin)).sum(1)
+    column = target[:, None]
+    return F.cross_entropy(logits.scatter_add(1, column, -margin[column]), target, reduction='none')
 
 
 def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,7 +275,7 @@ def mean_normalizer(criterion: Any, target: Tensor) -> Tensor:
         return criterion.normalizer(target)
     weight = getattr(criterion, 'weight', None)
     if weight is not None and not target.is_floating_point():
-        return weight[target].sum()
+        return weight.to(target.device)[target].sum()
     return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
 
 

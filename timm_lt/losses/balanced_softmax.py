@@ -13,6 +13,8 @@ from .._registry import register_loss
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 
+__all__ = ['logit_adjustment_loss']
+
 
 def logit_adjustment_loss(
         logits: Tensor,

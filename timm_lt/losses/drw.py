@@ -1,0 +1,91 @@
+"""Deferred re-weighting (DRW).
+
+Papers: K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
+https://arxiv.org/abs/1906.07413, Algorithm 1; the weights are those of Y. Cui et al., "Class-Balanced Loss Based on
+Effective Number of Samples", CVPR 2019, https://arxiv.org/abs/1901.05555
+Source: written from the papers.
+Differs from the paper / official code: Algorithm 1 writes inverse frequencies; the official code uses the effective
+number with beta = 0.9999, and so does this module.
+"""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .._validate import check_class_counts, check_range
+
+__all__ = ['DeferredReweighting', 'drw_class_weights', 'effective_number_weights']
+
+
+def effective_number_weights(class_counts, beta: float) -> Tensor:
+    """Class weights ``(1 - beta) / (1 - beta**n_c)``, scaled to mean 1, (C,), float64.
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1.
+        beta: In [0, 1); 0 gives ones.
+    """
+    check_range('beta', beta, 0, 1, high_open=True)
+    counts = check_class_counts(class_counts, who='effective_number_weights').double()
+    if beta == 0:
+        return torch.ones_like(counts)
+    weights = (1 - beta) / (1 - beta ** counts)
+    return weights / weights.mean()
+
+
+def drw_class_weights(class_counts, beta: float = 0.9999) -> Tensor:
+    """Class weights of the deferred phase: those of :func:`effective_number_weights`, with the paper's beta."""
+    return effective_number_weights(class_counts, beta)
+
+
+def _weight_follows_logits(criterion: nn.Module, args: tuple) -> None:
+    # torch's criterion keeps no other tensor that would tell its device
+    if criterion.weight is not None:
+        dtype = torch.float64 if args[0].dtype == torch.float64 else torch.float32
+        criterion.weight = criterion.weight.to(args[0].device, dtype)
+
+
+class DeferredReweighting:
+    """Gives a criterion class weights from a set epoch on.
+
+    Call :meth:`set_epoch` at the start of every epoch, also after a resume: the epoch decides alone.
+
+    Args:
+        criterion: A loss of this package that takes class weights, or ``torch.nn.CrossEntropyLoss``.
+        class_counts: Training images per class, (C,), each >= 1.
+        start_epoch: First epoch with weights, counted from 0. The paper uses 160 of 200.
+        beta: In [0, 1), see :func:`effective_number_weights`.
+
+    Raises:
+        TypeError: If the criterion takes no class weights.
+        ValueError: If it has class weights already, which this schedule would replace.
+
+    Examples:
+        >>> drw = DeferredReweighting(nn.CrossEntropyLoss(), [500, 50, 5], start_epoch=160)
+        >>> for epoch in range(200):
+        ...     drw.set_epoch(epoch)
+    """
+
+    def __init__(self, criterion: nn.Module, class_counts, start_epoch: int, beta: float = 0.9999) -> None:
+        check_range('start_epoch', start_epoch, 0)
+        self.takes_setter = getattr(criterion, 'takes_class_weight', False)
+        if not self.takes_setter and not isinstance(criterion, nn.CrossEntropyLoss):
+            raise TypeError(
+                f'{type(criterion).__name__} takes no class weights, so it cannot be re-weighted; choose a loss of '
+                f'timm_lt.list_losses() that does, or torch.nn.CrossEntropyLoss')
+        if (criterion.class_weight if self.takes_setter else criterion.weight) is not None:
+            raise ValueError(
+                f'{type(criterion).__name__} has class weights already; deferred re-weighting sets them itself, '
+                f'so build it without')
+        self.criterion = criterion
+        self.start_epoch = start_epoch
+        self.weights = drw_class_weights(class_counts, beta)
+        if not self.takes_setter:
+            criterion.register_forward_pre_hook(_weight_follows_logits)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Put the weights of this epoch in force: none before ``start_epoch``."""
+        weights = self.weights if epoch >= self.start_epoch else None
+        if self.takes_setter:
+            self.criterion.set_class_weight(weights)
+        else:
+            self.criterion.weight = weights

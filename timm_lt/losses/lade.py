@@ -1,0 +1,96 @@
+"""LADE: label distribution disentangling.
+
+Paper: Y. Hong et al., "Disentangling Label Distribution for Long-tailed Visual Recognition", CVPR 2021,
+https://arxiv.org/abs/2012.00321
+Implements: balanced softmax plus the regularised Donsker-Varadhan bound of each class's log density ratio, weighted by
+the class prior.
+Source: written from the paper.
+Differs from the paper / official code: the mean of ``exp(z_c)`` under a uniform label distribution is an
+importance-weighted mean over the batch. The paper weighs sample i by ``p_u(y_i) / p_s(y_i)``: ``variant='paper'``
+(default). The official code weighs by the class c of the column instead: ``variant='released'``.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._registry import register_loss
+from .._validate import check_class_counts, check_option, check_range
+from ._base import LongTailLoss
+
+__all__ = ['lade_regularizer']
+
+
+def lade_regularizer(
+        logits: Tensor,
+        target: Tensor,
+        log_prior: Tensor,
+        remine_lambda: float = 0.1,
+        variant: str = 'paper',
+) -> Tensor:
+    """Shares of the samples in the regulariser, (B,); their sum is its value for the batch.
+
+    The value is ``sum_c pi_c * (-mean_{i in c} z_ic + m_c + remine_lambda * m_c**2)`` with
+    ``m_c = log((1/B) sum_i u_i exp(z_ic))`` and ``u_i = 1 / (C * pi_{y_i})``. The first term of class c falls to its
+    samples in the batch (none: no such term), the others to all samples alike.
+
+    Args:
+        logits: Unnormalised scores, (B, C).
+        target: Class indices, (B,).
+        log_prior: Logarithm of the share of each class among the training images, (C,).
+        remine_lambda: Weight of the squared term, which keeps the bound from drifting, >= 0.
+        variant: 'paper', or 'released': ``u = 1 / (C * pi_c)`` of the column c in the place of ``u_i``.
+    """
+    batch, num_classes = logits.shape
+    log_prior = log_prior.to(logits.dtype)
+    importance = -math.log(num_classes) - log_prior
+    shifted = logits + (importance if variant == 'released' else importance[target][:, None])
+    log_mean = torch.logsumexp(shifted, dim=0) - math.log(batch)
+    common = (log_prior.exp() * (log_mean + remine_lambda * log_mean ** 2)).sum() / batch
+    in_batch = torch.zeros_like(log_prior).index_add_(0, target, torch.ones_like(logits[:, 0]))
+    own = logits.gather(1, target[:, None]).squeeze(1)
+    return common - own * (log_prior.exp() / in_batch.clamp_min(1))[target]
+
+
+@register_loss('lade', paper='Hong et al., CVPR 2021', needs=('class_counts',), soft_targets=False)
+class LADELoss(LongTailLoss):
+    """Balanced softmax with a regulariser that drives each logit towards the log density ratio of its class.
+
+    The regulariser couples the samples of a batch: a per-sample value is the balanced softmax of the sample plus B
+    times its share of the regulariser, so that their mean is the loss. Under several processes each batch part has its
+    own. It is an expectation over the images *of* a class, and smoothing or mixing would make every image one of every
+    class: soft targets are refused.
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1.
+        regularizer_weight: Factor on the regulariser, >= 0; 0 is balanced softmax. The paper uses 0.1 on CIFAR.
+        remine_lambda: Weight of the squared term inside the regulariser, >= 0.
+        variant: 'paper' or 'released', see the module head.
+        reduction, class_weight: See :class:`LongTailLoss`.
+    """
+
+    soft_targets = False
+
+    def __init__(
+            self,
+            class_counts,
+            *,
+            regularizer_weight: float = 0.1,
+            remine_lambda: float = 0.1,
+            variant: str = 'paper',
+            reduction: str = 'mean',
+            class_weight=None,
+    ) -> None:
+        super().__init__(reduction, class_weight)
+        self.regularizer_weight = check_range('regularizer_weight', regularizer_weight, 0)
+        self.remine_lambda = check_range('remine_lambda', remine_lambda, 0)
+        self.variant = check_option('variant', variant, ('paper', 'released'))
+        counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        self.register_buffer('log_prior', (counts / counts.sum()).log())
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits + self.log_prior.to(logits.dtype), target, reduction='none')
+        shares = lade_regularizer(logits, target, self.log_prior, self.remine_lambda, self.variant)
+        return loss + self.regularizer_weight * logits.shape[0] * shares

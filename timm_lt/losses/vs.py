@@ -1,0 +1,73 @@
+"""VS: vector-scaling loss.
+
+Paper: G. Kini et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization", NeurIPS 2021,
+https://arxiv.org/abs/2103.01550
+Implements: the vector-scaling loss: multiplicative and additive logit adjustment together.
+Source: written from the paper.
+Differs from the paper / official code: no. The multiplicative factor is written as a divisor
+``Delta_c = (n_max / n_c)**gamma``, as in the official code.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._registry import register_loss
+from .._validate import check_class_counts, check_range
+from ._base import LongTailLoss
+
+__all__ = ['vs_loss', 'vs_parameters']
+
+
+def vs_parameters(class_counts, gamma: float = 0.3, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Divisor ``Delta_c = (n_max / n_c)**gamma`` and shift ``iota_c = tau * log pi_c`` of each class, (C,), float64."""
+    counts = check_class_counts(class_counts, who='vs_parameters').double()
+    return (counts.max() / counts) ** gamma, tau * (counts / counts.sum()).log()
+
+
+def vs_loss(logits: Tensor, target: Tensor, delta: Tensor, iota: Tensor, reduction: str = 'mean') -> Tensor:
+    """Cross-entropy on ``z / Delta + iota``.
+
+    Args:
+        logits: Unnormalised scores, (B, C).
+        target: Class indices (B,) or soft targets (B, C).
+        delta: Divisor of each logit, (C,), > 0.
+        iota: Shift of each logit, (C,).
+        reduction: 'none' -> (B,), 'mean' or 'sum' -> ().
+
+    Returns:
+        Loss in nats.
+    """
+    return F.cross_entropy(logits / delta.to(logits.dtype) + iota.to(logits.dtype), target, reduction=reduction)
+
+
+@register_loss('vs', paper='Kini et al., NeurIPS 2021', needs=('class_counts',))
+class VSLoss(LongTailLoss):
+    """Cross-entropy on logits divided by a power of the class size and shifted by the log class prior.
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1.
+        gamma: Exponent of the divisor, >= 0; 0 is logit adjustment. The paper's code uses 0.3, SSE-SAM's 0.05.
+        tau: Strength of the shift, >= 0; 0 with gamma 0 is plain cross-entropy. The paper's code uses 1, SSE-SAM's
+            0.75.
+        reduction, class_weight: See :class:`LongTailLoss`.
+    """
+
+    def __init__(
+            self,
+            class_counts,
+            *,
+            gamma: float = 0.3,
+            tau: float = 1.0,
+            reduction: str = 'mean',
+            class_weight=None,
+    ) -> None:
+        super().__init__(reduction, class_weight)
+        check_range('gamma', gamma, 0)
+        check_range('tau', tau, 0)
+        check_class_counts(class_counts, who=type(self).__name__)
+        delta, iota = vs_parameters(class_counts, gamma, tau)
+        self.register_buffer('delta', delta)
+        self.register_buffer('iota', iota)
+
+    def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
+        return vs_loss(logits, target, self.delta, self.iota, reduction='none')
