@@ -117,6 +117,11 @@ def optimizer_names() -> set[str]:
     return set(default_registry._optimizers)
 
 
+def optimizer_class(name: str) -> type:
+    """The class of a registered optimizer."""
+    return default_registry.get_optimizer_class(name, bind_defaults=False)
+
+
 def create_base_optimizer(params: Any, name: str, **kwargs: Any):
     """A registered optimizer built by timm's own factory, which drops the options that it lacks."""
     return _optim_factory.create_optimizer_v2(params, name, **kwargs)

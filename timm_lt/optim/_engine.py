@@ -1,0 +1,403 @@
+"""One engine for every sharpness-aware method: parts of a batch, a perturbation per part, the sum of the gradients.
+
+With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k, a step follows ``sum_k grad L_k(theta + eps_k)``; a part with
+``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs, restores, protects buffers,
+averages over processes, respects the loss scale and keeps state; a method says which parts there are and how each is
+perturbed (``part_weights``, ``radii``, ``perturb``).
+
+Passes. The first pass gives the gradient of every part that is perturbed, and of the sum of those that are not, from one
+graph. Each perturbed part then passes again at its own weights. Which samples pass with it is a question of BatchNorm,
+see ``batchnorm`` in :class:`SharpnessAware`.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .._types import ParamsT
+from .._validate import check_option, check_range
+from ._passes import accumulate, couples_samples, part_totals, running_statistics, set_gradients, take_gradients
+from ._tensors import SavedBuffers, SavedWeights, average_over_processes, global_norm, scale_
+from ._wrapper import OptimizerWrapper, create_base
+from .closure import BatchClosure, unwrap_model
+
+BATCHNORM = ('batch', 'group', 'frozen')
+SCHEDULES = ('constant', 'linear', 'cosine')
+_NORM_EPS = 1e-12
+
+
+@dataclass
+class Part:
+    """A part of the batch that is perturbed.
+
+    Attributes:
+        index: Which part, a row of ``part_weights``.
+        radius: Its ``rho`` now, > 0.
+        samples: Its samples in the joint batch of all processes (those of weight > 0).
+        params: Parameters that it may perturb, those with a gradient.
+        grads: Gradient of its loss for each of them, without loss scale; ``perturb`` turns them into ``eps``, in place.
+    """
+    index: int
+    radius: float
+    samples: int
+    params: list[Tensor]
+    grads: list[Tensor]
+
+
+class SharpnessAware(OptimizerWrapper):
+    """Base of the sharpness-aware optimizers: a real optimizer that computes its own gradients and steps another one.
+
+    ``step(closure)`` does everything. Under Accelerate use :func:`timm_lt.optim.optimizer_step`, which calls
+    :meth:`compute_grads`, clips, and then ``step()`` without a closure. ``step()`` after an ordinary backward is a plain
+    step of the base optimizer, with one warning.
+
+    ``param_groups``, ``state`` and ``defaults`` are those of the base; ``state_dict`` is the base's with one entry more.
+
+    Args:
+        params: Parameters or groups, as for any optimizer.
+        base: Name of any other optimizer of timm that takes the step.
+        every: Perturb at each ``every``-th step only, and take plain steps between (approximate and cheaper if > 1).
+        start_epoch: Perturb from this epoch on; before it, plain steps.
+        layers: Wildcard or wildcards of the parameter names that are perturbed, e.g. ``'layer4*'``, or
+            ``'classifier'`` for the model's classifier. None: all.
+        exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
+        rho_schedule: How the radius moves over the epochs: 'constant', 'linear' or 'cosine'.
+        rho_end: Radius at the last epoch, as a share of the radius at the first.
+        local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
+            joint gradient.
+        batchnorm: What the further passes of a part do about BatchNorm in training mode. 'batch': the whole batch passes
+            and the part's loss counts, exact. 'group': only the part's samples pass, normalised by their own statistics.
+            'frozen': only the part's samples pass, normalised by the running statistics. Networks whose samples do not
+            meet in the forward pass need none of this: there only the part's own samples pass, which is exact.
+        base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
+    """
+
+    _transient = ('_model', '_names', '_classifier', '_couples', '_staged')
+    class_aware = False
+    part_normalizer = 'batch'  # 'part': L_k is the mean over the part's samples instead of their sum / B
+
+    def __init__(
+            self,
+            params: ParamsT,
+            *,
+            base: str = 'momentum',
+            every: int = 1,
+            start_epoch: int = 0,
+            layers: str | Sequence[str] | None = None,
+            exclude_norm_bias: bool = False,
+            rho_schedule: str = 'constant',
+            rho_end: float = 1.0,
+            local_ascent: bool = False,
+            batchnorm: str = 'batch',
+            **base_options: Any,
+    ) -> None:
+        if every < 1 or int(every) != every:
+            raise ValueError(f'every must be a whole number >= 1, got {every}')
+        self.every = int(every)
+        self.start_epoch = check_range('start_epoch', start_epoch, 0)
+        self.layers = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
+        self.exclude_norm_bias = bool(exclude_norm_bias)
+        self.rho_schedule = check_option('rho_schedule', rho_schedule, SCHEDULES)
+        self.rho_end = check_range('rho_end', rho_end, 0)
+        self.local_ascent = bool(local_ascent)
+        self.batchnorm = check_option('batchnorm', batchnorm, BATCHNORM)
+        self._warned = False
+        base_optimizer = create_base(type(self), params, base, base_options)
+        super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
+
+    # What a method defines
+
+    def part_weights(self, labels: Tensor) -> Tensor:
+        """Weight of each sample in each part, (P, B), on the CPU; class-aware methods only.
+
+        Args:
+            labels: Class of each sample, (B,), int64, on the CPU.
+        """
+        raise TypeError(f'{type(self).__name__} is class-aware and must define part_weights(labels)')
+
+    def radii(self) -> list[float]:
+        """Radius of each part at this epoch, before the schedule; 0 leaves a part unperturbed."""
+        raise TypeError(f'{type(self).__name__} must define radii()')
+
+    def perturb(self, parts: list[Part]) -> None:
+        """Turn the gradients of each part into its perturbation, in place: ``eps = rho * g / |g|``."""
+        for part in parts:
+            norm = global_norm(part.grads)
+            scale_(part.grads, self.scale_of(part.radius, norm))
+
+    @staticmethod
+    def scale_of(radius: float, norm: Tensor) -> Tensor:
+        """``radius / norm``: 0 for a gradient of 0, NaN for one that overflowed.
+
+        NaN weights make the loss and every gradient NaN, on every process after averaging, so that all of them skip the
+        step; infinity would turn into a factor of 0 and hide the overflow.
+        """
+        return radius / (norm + _NORM_EPS) + 0 * norm
+
+    def extra_gradient(self, grad_scale: Tensor | None) -> None:
+        """Add to ``.grad`` what no pass over the batch gives, e.g. a penalty's gradient (times ``grad_scale``).
+
+        Called once per step, after the gradients were averaged over processes.
+        """
+
+    # Told by the training loop
+
+    def attach(self, model: nn.Module) -> None:
+        """Tell the optimizer its model, for the names of parameters and for the buffers that passes must not change.
+
+        A :class:`BatchClosure` does this by itself; a plain closure does not, and then the buffers are not protected.
+        """
+        self._model = unwrap_model(model)[0]
+        self._names = {id(p): name.replace('_orig_mod.', '') for name, p in self._model.named_parameters()}
+        self._classifier = None
+        if self.layers is not None and 'classifier' in self.layers:
+            if not hasattr(self._model, 'get_classifier'):
+                raise ValueError(
+                    f"layers='classifier' needs a model with get_classifier(), as timm's have; "
+                    f'{type(self._model).__name__} has none, name its layers by a wildcard')
+            self._classifier = {id(p) for p in self._model.get_classifier().parameters()}
+        self._couples = None
+
+    def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
+        """Tell the optimizer the epoch that begins now, counted from 0, and how many there will be."""
+        self._own['epoch'] = check_range('epoch', epoch, 0)
+        if num_epochs is not None:
+            self._own['num_epochs'] = check_range('num_epochs', num_epochs, 1)
+
+    @property
+    def epoch(self) -> int:
+        return self._own['epoch']
+
+    @property
+    def num_epochs(self) -> int | None:
+        return self._own['num_epochs']
+
+    def _schedule(self) -> float:
+        """The factor on every radius at this epoch."""
+        if self.rho_schedule == 'constant':
+            return 1.0
+        if self.num_epochs is None:
+            raise ValueError(
+                f'rho_schedule={self.rho_schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at the '
+                f'start of every epoch')
+        t = min(self.epoch / max(self.num_epochs - 1, 1), 1.0)
+        if self.rho_schedule == 'linear':
+            return 1 + (self.rho_end - 1) * t
+        return self.rho_end + (1 - self.rho_end) * (1 + math.cos(math.pi * t)) / 2
+
+    def _radii_now(self) -> list[float]:
+        """Radii of this step: 0 before ``start_epoch`` and between the steps that perturb."""
+        radii = self.radii()
+        if self.epoch < self.start_epoch or self._own['step'] % self.every:
+            return [0.0] * len(radii)
+        factor = self._schedule()
+        return [radius * factor for radius in radii]
+
+    def _may_perturb(self, p: Tensor) -> bool:
+        if self.exclude_norm_bias and p.ndim <= 1:
+            return False
+        if self.layers is None:
+            return True
+        if self._model is None:
+            raise TypeError('layers=... needs the names of the parameters; call optimizer.attach(model) or pass a BatchClosure')
+        if self._classifier is not None and id(p) in self._classifier:
+            return True
+        return any(fnmatch(self._names.get(id(p), ''), pattern) for pattern in self.layers)
+
+    # Steps
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step.
+
+        Args:
+            closure: A :class:`BatchClosure`; for a method without classes any function that clears the gradients, runs
+                forward and backward and returns the loss. None: step with the gradients that are there, those of
+                :meth:`compute_grads`; without that call it is a plain step of the base, with one warning.
+
+        Returns:
+            The loss at the unperturbed weights, or None without a closure.
+        """
+        loss = None
+        if closure is not None:
+            if isinstance(closure, BatchClosure) and closure.scaler is not None:
+                raise RuntimeError(
+                    f'{type(self).__name__}.step(closure) cannot unscale or skip under a gradient scaler; call '
+                    f'timm_lt.optim.optimizer_step(optimizer, closure), or compute_grads(closure) and then step()')
+            loss = self.compute_grads(closure)
+        elif self._staged is None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f'{type(self).__name__}.step() without a closure is a plain step of its base optimizer: no perturbation '
+                f'was computed. Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) with a '
+                f'timm_lt.optim.BatchClosure.', stacklevel=2)
+        if self._staged is not None:
+            self._own.update(self._staged)
+            self._staged = None
+        self.base.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._staged = None  # a step that was skipped leaves nothing behind
+        super().zero_grad(set_to_none)
+
+    def compute_grads(self, closure: Callable[[], Any], grad_scale: Tensor | float | None = None) -> Any:
+        """Compute the gradients of a step: weights and buffers are as after one plain forward, ``.grad`` is final.
+
+        ``.grad`` is averaged over processes and still carries the loss scale. The step follows with ``step()``; a step
+        that a scaler skips changes nothing.
+
+        Args:
+            closure: As for :meth:`step`.
+            grad_scale: Factor that the closure's gradients carry. Default: that of the closure's accelerator.
+
+        Returns:
+            The loss at the unperturbed weights.
+
+        Raises:
+            TypeError: If the method needs a :class:`BatchClosure` and got another callable.
+            RuntimeError: Inside an autocast block.
+        """
+        self._check_call(closure)
+        self._staged = None
+        radii = self._radii_now()
+        if isinstance(closure, BatchClosure):
+            if self._model is not closure.module:
+                self.attach(closure.module)
+            if grad_scale is None:
+                grad_scale = closure.grad_scale()
+        with torch.enable_grad():
+            if self.class_aware:
+                loss = self._class_aware_gradients(closure, radii, grad_scale)
+            else:
+                loss = self._whole_batch_gradients(closure, radii[0], grad_scale)
+        with torch.no_grad():
+            self.extra_gradient(grad_scale)
+        self._staged = {'step': self._own['step'] + 1}
+        return loss
+
+    def _check_call(self, closure: Any) -> None:
+        who = type(self).__name__
+        if self.class_aware and not isinstance(closure, BatchClosure):
+            raise TypeError(
+                f'{who} needs to know the class of each sample: pass timm_lt.optim.BatchClosure(model, criterion, input, '
+                f'target), got {type(closure).__name__}')
+        if not callable(closure):
+            raise TypeError(f'{who} needs a closure that can be called more than once, got {type(closure).__name__}')
+        device = next((p.device for group in self.param_groups for p in group['params']), torch.device('cpu'))
+        if torch.is_autocast_enabled(device.type):
+            raise RuntimeError(
+                f'{who} was called inside torch.autocast, whose cache of cast weights would hide the perturbation; leave '
+                f'the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
+        if self.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
+            raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group['params'] if p.requires_grad]
+
+    def _part(
+            self, index: int, radius: float, samples: int, params: list[Tensor], gradients: list[Tensor | None],
+            grad_scale: Tensor | float | None,
+    ) -> Part:
+        pairs = [(p, g) for p, g in zip(params, gradients) if g is not None and self._may_perturb(p)]
+        part = Part(index, radius, samples, [p for p, _ in pairs], [g for _, g in pairs])
+        if grad_scale is not None:
+            scale_(part.grads, 1 / grad_scale)
+        return part
+
+    def _whole_batch_gradients(self, closure: Any, radius: float, grad_scale: Tensor | float | None) -> Any:
+        """Gradients of a method without classes: one part, the whole batch."""
+        batch = isinstance(closure, BatchClosure)
+        if radius == 0:
+            return closure()
+        if batch:
+            closure.zero_grad()
+            loss = closure.mean_pass(sync=not self.local_ascent)
+        else:
+            loss = closure()
+        params = self._params()
+        gradients = take_gradients(params)
+        parts = [self._part(0, radius, -1, params, gradients, grad_scale)]
+        if not parts[0].params:
+            set_gradients(params, gradients)
+            return loss
+        del gradients
+        with torch.no_grad():
+            self.perturb(parts)
+            weights, buffers = SavedWeights(parts[0].params), SavedBuffers(self._model)
+        try:
+            with weights.perturbed(parts[0].params, parts[0].grads):
+                closure.mean_pass(first=False) if batch else closure()
+        finally:
+            buffers.restore()
+        return loss
+
+    def _class_aware_gradients(
+            self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
+        """Gradients of a method whose parts are known by the classes of the samples."""
+        labels = closure.labels()
+        table = [self.part_weights(label) for label in labels]
+        samples, factors = part_totals(closure, table, self.part_normalizer)
+        if self.part_normalizer == 'part':
+            table = [w * factors[:, None] for w in table]
+        perturbed = [k for k, radius in enumerate(radii) if radius > 0 and samples[k] > 0]
+        kept = [k for k in range(len(radii)) if k not in perturbed and samples[k] > 0]
+        rows = [[w[k] for w in table] for k in perturbed]
+        if kept:
+            rows.insert(0, [w[kept].sum(0) for w in table])
+        params = self._params()
+        closure.zero_grad()
+        if not perturbed and all(bool((w == 1).all()) for w in rows[0]):
+            return closure.mean_pass()
+        zeros = [None] * len(params)
+        if not perturbed:
+            (gradients,), _, mean = accumulate(closure, params, rows, [zeros], first=True, subset=False, sync=True)
+            set_gradients(params, gradients)
+            return mean
+        coupled = self._couples_samples(closure)
+        # a sample that counts in several parts passes once, with one graph for all of them
+        disjoint = all(int((torch.stack(weights) > 0).sum(0).max()) <= 1 for weights in zip(*rows))
+        gradients, _, mean = accumulate(
+            closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled)
+        total = gradients.pop(0) if kept else zeros
+        if closure.ddp is not None and not self.local_ascent:
+            average_over_processes(gradients, params, closure.process_group)
+        parts = [
+            self._part(k, radii[k], samples[k], params, g, grad_scale) for k, g in zip(perturbed, gradients)]
+        del gradients
+        with torch.no_grad():
+            self.perturb(parts)
+            touched = {id(p): p for part in parts for p in part.params}
+            weights, buffers = SavedWeights(list(touched.values())), SavedBuffers(closure.module)
+        subset = not closure.sharded and (not coupled or self.batchnorm != 'batch')
+        try:
+            for i, part in enumerate(parts):
+                last = i == len(parts) - 1
+                row = [w[part.index] for w in table]
+                frozen = running_statistics(closure.module) if self.batchnorm == 'frozen' else nullcontext()
+                with weights.perturbed(part.params, part.grads), frozen:
+                    (total,), _, _ = accumulate(
+                        closure, params, [row], [total], first=False, subset=subset, sync=last and not subset)
+        finally:
+            buffers.restore()
+        if closure.ddp is not None and subset:
+            average_over_processes([total], params, closure.process_group)
+        set_gradients(params, total)
+        return mean
+
+    def _couples_samples(self, closure: BatchClosure) -> bool:
+        """Whether the whole batch has to pass for the loss of a part of it."""
+        if closure.sharded or closure.compiled:
+            # all processes gather the parameters together; another batch size would compile another graph
+            return True
+        training = [m.training for m in closure.module.modules()]
+        if self._couples is None or self._couples[0] != training:
+            self._couples = training, couples_samples(closure)
+        return self._couples[1]

@@ -1,0 +1,148 @@
+"""Passes over a window of micro-batches that give the gradients of several weighted sums of its sample losses."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..losses._base import mean_normalizer
+from ._tensors import SavedBuffers
+from .closure import BatchClosure
+
+Weights = list[Tensor]  # per micro-batch: the weight of each of its samples, (B,), on the CPU
+Gradients = list[Tensor | None]  # aligned with a list of parameters
+
+
+def accumulate(
+        closure: BatchClosure,
+        params: Sequence[Tensor],
+        rows: Sequence[Weights],
+        start: Sequence[Gradients],
+        *,
+        first: bool,
+        subset: bool,
+        sync: bool = False,
+) -> tuple[list[Gradients], Tensor, Tensor]:
+    """Gradients of ``(1/N) sum_i w(i) l_i`` for several weightings ``w``, added to ``start``.
+
+    Args:
+        closure: The batch; N is its normaliser.
+        params: Parameters whose gradients are wanted.
+        rows: The weightings.
+        start: For each weighting the gradients to add to; these lists' tensors are changed.
+        first: Whether this is the pass whose output and statistics count.
+        subset: Only the samples of weight > 0 pass. Else the whole batch does, one graph serves all weightings.
+        sync: Average over processes with the last backward; for a single weighting.
+
+    Returns:
+        The gradients of each weighting, their summed losses, and the mean loss without weights over the samples that
+        passed; both losses detached.
+    """
+    gradients = [list(row) for row in start]
+    total, mean = torch.zeros((), device=closure.device), torch.zeros((), device=closure.device)
+    # a graph serves several backwards, except where its memory is given back or its parameters are gathered anew
+    separate = subset or ((closure.sharded or closure.compiled) and len(rows) > 1)
+    for i in range(len(closure.targets)):
+        with closure.gradient_sync(sync and i == len(closure.targets) - 1):
+            values, buffers = None, None
+            for r, row in enumerate(rows):
+                weight, count = row[i], values is None
+                if subset:
+                    index = weight.nonzero().flatten()
+                    if not len(index):
+                        continue
+                    whole = len(index) == len(weight)
+                    weight = weight if whole else weight[index]
+                    values = closure.sample_values(i, first, None if whole else index)
+                    count = True
+                elif separate or values is None:
+                    values = closure.sample_values(i, first and r == 0)
+                    if separate and r == 0 and len(rows) > 1:
+                        buffers = SavedBuffers(closure.module)
+                normalizer = closure.normalizer().to(values.dtype)
+                loss = (values * weight.to(values.device, values.dtype)).sum() / normalizer
+                set_gradients(params, gradients[r])
+                closure.backward(loss, retain_graph=not separate and r < len(rows) - 1)
+                gradients[r] = take_gradients(params)
+                total = total + loss.detach()
+                if count:
+                    mean = mean + values.detach().sum() / normalizer
+            if buffers is not None:
+                buffers.restore()
+    return gradients, total, mean
+
+
+def set_gradients(params: Sequence[Tensor], gradients: Gradients) -> None:
+    for p, g in zip(params, gradients):
+        p.grad = g
+
+
+def take_gradients(params: Sequence[Tensor]) -> Gradients:
+    gradients = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    return gradients
+
+
+def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalizer: str) -> tuple[list[int], Tensor]:
+    """Samples of each part in the joint batch of all processes, and the factor that its weights take, (P,).
+
+    Args:
+        closure: The batch.
+        weights: Per micro-batch the weight of each sample in each part, (P, B).
+        part_normalizer: 'batch': factor 1. 'part': what makes the part's loss the mean over its samples.
+    """
+    samples = sum((w > 0).sum(1) for w in weights).double()
+    if part_normalizer == 'batch':
+        return [int(n) for n in closure.sum_over_processes(samples)], torch.ones_like(samples)
+    sums = torch.zeros_like(samples)
+    for w, target in zip(weights, closure.targets):
+        for k, row in enumerate(w):
+            index = row.nonzero().flatten()
+            if len(index):
+                sums[k] += float(mean_normalizer(closure.criterion, target[index.to(target.device)]))
+    samples, sums = closure.sum_over_processes(torch.stack([samples, sums]))
+    total = float(closure.normalizer()) * closure.world_size
+    return [int(n) for n in samples], torch.where(sums > 0, total / sums.clamp_min(1e-300), 1.0)
+
+
+def couples_samples(closure: BatchClosure) -> bool:
+    """Whether a sample's output, or a buffer, depends on which samples pass together with it.
+
+    BatchNorm in training mode does both. Other modules are tried on one sample: if its forward pass changes a buffer,
+    then a batch that passes in two pieces would change it twice.
+    """
+    layers = [m for m in closure.module.modules() if isinstance(m, _BatchNorm)]
+    if any(m.training or m.running_mean is None for m in layers):
+        return True
+    if not any(True for _ in closure.module.buffers()):
+        return False
+    saved = SavedBuffers(closure.module)
+    before = [(buffer, buffer._version) for _, _, buffer, _ in saved.saved]
+    devices = [closure.device] if closure.device.type == 'cuda' else []
+    output, closure.output = closure.output, []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        closure.sample_values(0, False, torch.zeros(1, dtype=torch.int64))
+    closure.output = output
+    after = [buffer for module in closure.module.modules() for buffer in module._buffers.values() if buffer is not None]
+    changed = len(after) != len(before) or any(
+        a is not b or a._version != version for a, (b, version) in zip(after, before))
+    if changed:
+        saved.restore()
+    return changed
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise by their running statistics inside the block."""
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
+    for m in layers:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in layers:
+            m.training = True

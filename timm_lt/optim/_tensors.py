@@ -1,0 +1,139 @@
+"""Arithmetic on lists of parameters and gradients, plain or sharded (FSDP2)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+
+try:
+    from torch.distributed.tensor import DTensor
+except ImportError:  # a torch built without distributed
+    DTensor = ()
+
+_BUCKET_BYTES = 25 * 2**20
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds; it shares memory with the tensor."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors together, over all shards; 0 for none."""
+    if not tensors:
+        return torch.zeros(())
+    norms = []
+    for sharded in (False, True):
+        group = [t for t in tensors if isinstance(t, DTensor) is sharded]
+        if group:
+            norm = torch.nn.utils.get_total_norm(group)
+            norms.append(norm.full_tensor() if sharded else norm)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def global_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Scalar product of two lists of tensors, over all shards; 0 for none."""
+    products = [(x.detach() * y.detach()).sum() if isinstance(x, DTensor) else
+                torch.dot(x.detach().reshape(-1), y.detach().reshape(-1)) for x, y in zip(a, b)]
+    products = [p.full_tensor() if isinstance(p, DTensor) else p for p in products]
+    return torch.stack([p.to(products[0].device) for p in products]).sum() if products else torch.zeros(())
+
+
+def scale_(tensors: Sequence[Tensor], scale: Tensor | float) -> None:
+    """Multiply each tensor by one number, in place."""
+    tensors = [local(t) for t in tensors]
+    if isinstance(scale, Tensor) and len({t.device for t in tensors}) > 1:
+        for t in tensors:
+            t.mul_(scale.to(t.device))
+    elif tensors:
+        torch._foreach_mul_(tensors, scale)
+
+
+class SavedWeights:
+    """Perturbs parameters and gives them their values back, bit for bit.
+
+    Args:
+        params: The parameters that may be perturbed; one copy of them is held until :meth:`close`.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params = [local(p) for p in params]
+        self.copies = [p.clone() for p in self.params]
+        self.index = {id(p): i for i, p in enumerate(params)}
+
+    @contextmanager
+    def perturbed(self, params: Sequence[Tensor], eps: list[Tensor]) -> Iterator[None]:
+        """``params + eps`` inside the block; ``eps`` is emptied, so that its memory is free during the pass."""
+        where = [self.index[id(p)] for p in params]
+        torch._foreach_add_([self.params[i] for i in where], [local(e) for e in eps])
+        eps.clear()
+        try:
+            yield
+        finally:
+            # by copying: adding and subtracting would change the last bits, and replicas would drift apart
+            torch._foreach_copy_([self.params[i] for i in where], [self.copies[i] for i in where])
+
+
+class SavedBuffers:
+    """Gives a module's buffers the values back that they had when this was made."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.saved = [
+            (owner, name, buffer, buffer.clone())
+            for owner in ([] if module is None else module.modules())
+            for name, buffer in owner._buffers.items() if buffer is not None
+        ]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for owner, name, buffer, copy in self.saved:
+                # a module may write into its buffer or put a new tensor in its place
+                owner._buffers[name] = buffer
+                buffer.copy_(copy)
+
+
+def average_over_processes(gradients: list[list[Tensor | None]], like: Sequence[Tensor], group: object) -> None:
+    """Average lists of gradients over processes, in place, in buckets.
+
+    A gradient that is None on every process stays None; one that is None on some counts as zero there.
+
+    Args:
+        gradients: Lists aligned with ``like``.
+        like: The parameters, for shapes and types; the same on every process.
+        group: Process group.
+    """
+    world = dist.get_world_size(group)
+    present = torch.tensor([[g is not None for g in row] for row in gradients], dtype=torch.float32)
+    present = present.to(like[0].device)
+    dist.all_reduce(present, group=group)
+    present = (present > 0).tolist()
+    bucket: list[Tensor] = []
+    for row, wanted in zip(gradients, present):
+        for i, p in enumerate(like):
+            if not wanted[i]:
+                continue
+            if row[i] is None:
+                row[i] = torch.zeros_like(p)
+            if bucket and (bucket[0].dtype, bucket[0].device) != (row[i].dtype, row[i].device):
+                _average_bucket(bucket, world, group)
+            bucket.append(row[i])
+            if sum(t.numel() * t.element_size() for t in bucket) >= _BUCKET_BYTES:
+                _average_bucket(bucket, world, group)
+    _average_bucket(bucket, world, group)
+
+
+def _average_bucket(bucket: list[Tensor], world: int, group: object) -> None:
+    if not bucket:
+        return
+    flat = torch.cat([t.reshape(-1) for t in bucket])
+    dist.all_reduce(flat, group=group)
+    flat /= world
+    torch._foreach_copy_(bucket, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in bucket]), bucket)])
+    bucket.clear()

@@ -1,0 +1,123 @@
+"""An optimizer around another one: groups, state and defaults are the inner one's, the checkpoint holds both."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+
+from .. import _timm_hooks
+from .._registry import OPTIMIZERS
+from .._types import ParamsT
+from .._validate import nearest_names
+
+STATE_KEY = 'sharpness_aware'
+# what timm's factory takes besides the options of the optimizer itself
+_FACTORY_OPTIONS = ('lr', 'weight_decay', 'momentum', 'eps', 'betas', 'foreach')
+
+
+class OptimizerWrapper(torch.optim.Optimizer):
+    """Steps ``base`` and shares its groups, state and defaults, so that schedulers and ``prepare`` reach it.
+
+    Args:
+        base: A built optimizer.
+        own: What this wrapper keeps across checkpoints; plain numbers and strings.
+    """
+
+    _transient = ('_model',)  # not copied or pickled
+
+    def __init__(self, base: torch.optim.Optimizer, own: dict[str, Any]) -> None:
+        # Optimizer.__init__ would give this wrapper groups and state of its own; this sets up its hooks alone
+        self.__setstate__({'base': base, '_own': own})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.base.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.base.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.base.defaults = defaults
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.base.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.base.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state = {**self.base.state_dict(), STATE_KEY: copy.deepcopy(self._own)}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            result = hook(self, state)
+            state = state if result is None else result
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, or of the bare base: then its own state stays as it is."""
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        own = state_dict.get(STATE_KEY)
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != STATE_KEY})
+        if own is not None:
+            self._own.update(copy.deepcopy(own))
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        hooks = [name for name in self.__dict__ if name.startswith('_optimizer_')]
+        return {k: v for k, v in self.__dict__.items()
+                if k not in (*self._transient, *hooks, 'step', '_zero_grad_profile_name')}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**dict.fromkeys(self._transient), **state})
+
+
+def create_base(kind: type, params: ParamsT, base: str, options: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer that takes the steps, built by timm's factory.
+
+    Raises:
+        ValueError: If ``base`` is no other optimizer, or needs second-order gradients.
+        TypeError: If an option belongs neither to the method nor to the base.
+    """
+    name = str(base).lower().split('_')[-1]
+    known = _timm_hooks.optimizer_names() - set(OPTIMIZERS.names())
+    if name not in known:
+        what = 'is sharpness-aware itself' if name in OPTIMIZERS else 'is not an optimizer of timm'
+        raise ValueError(f'base={base!r} {what}. {nearest_names(name, known)}')
+    own = inspect.signature(kind.__init__).parameters
+    accepted = base_options(name)
+    for key in options:
+        if accepted is not None and key not in accepted:
+            names = {*accepted, *own} - {'self', 'params', 'base_options'}
+            raise TypeError(
+                f'{kind.__name__} with base={base!r} has no option {key!r}. {nearest_names(key, names)}')
+    optimizer = _timm_hooks.create_base_optimizer(params, base, **options)
+    if getattr(optimizer, 'is_second_order', False):
+        raise ValueError(f'base={base!r} needs second-order gradients, which no pass here keeps; choose another base')
+    return optimizer
+
+
+def base_options(name: str) -> set[str] | None:
+    """Options that a base optimizer accepts, or None if it accepts any."""
+    parameters = inspect.signature(_timm_hooks.optimizer_class(name).__init__).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return {*parameters, *_FACTORY_OPTIONS} - {'self', 'params'}

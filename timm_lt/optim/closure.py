@@ -1,0 +1,275 @@
+"""The loss of one batch, as an optimizer may ask for it: whole, or in parts, on as many passes as it needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..losses._base import mean_normalizer, sample_losses, statistics
+from ._tensors import is_sharded
+
+__all__ = ['BatchClosure']
+
+
+def take_samples(data: Any, index: Tensor) -> Any:
+    """The samples ``index`` of a tensor or of nested tuples, lists and dicts of tensors (dimension 0 counts samples)."""
+    if isinstance(data, Tensor):
+        return data.index_select(0, index.to(data.device))
+    if isinstance(data, dict):
+        return type(data)({key: take_samples(value, index) for key, value in data.items()})
+    if isinstance(data, (tuple, list)):
+        parts = [take_samples(value, index) for value in data]
+        return type(data)(*parts) if hasattr(data, '_fields') else type(data)(parts)
+    return data
+
+
+def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None, bool]:
+    """The module under compile and DDP wrappers, the DDP wrapper if there is one, and whether anything is compiled."""
+    ddp, compiled = None, False
+    while True:
+        if hasattr(model, '_orig_mod'):
+            model, compiled = model._orig_mod, True
+        elif isinstance(model, DistributedDataParallel):
+            model, ddp = model.module, model
+        else:
+            break
+    compiled = compiled or any(
+        hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())
+    return model, ddp, compiled
+
+
+class BatchClosure:
+    """The loss of one batch (or of one window of micro-batches) under a model.
+
+    Called, it is an ordinary torch closure: it clears the gradients, runs forward and backward, and returns the detached
+    mean loss, so that ``optimizer.step(closure)`` works with every optimizer. Sharpness-aware optimizers ask it for
+    further passes and for the gradients of parts of the batch.
+
+    The loss is normalised over the whole window and over all processes: a micro-batch counts by its samples, and a
+    class-weighted loss divides by the sum of the weights in the window. Gradients are averaged across processes by DDP or
+    FSDP2, once per window. The statistics that a loss gathers (``losses/_base.py``) are staged on the first pass and held
+    on all others; :func:`timm_lt.optim.optimizer_step` commits them after the step.
+
+    Args:
+        model: The model: plain, compiled, in ``DistributedDataParallel`` or sharded by ``fully_shard``; as prepared by
+            Accelerate or not.
+        criterion: The loss, ``criterion(output, target)``, with a mean as reduction. What asks for parts of the batch needs
+            one value per sample of it, see :func:`timm_lt.losses.sample_losses`.
+        input: What the model is called with: a tensor, or nested tuples and dicts of tensors, with samples in
+            dimension 0. A list holds the micro-batches of one accumulation window.
+        target: Targets of ``input``, (B,) or soft (B, C); a list for a list.
+        accelerator: Gives autocast and the loss scale. None: neither.
+        labels: Class of each sample, (B,), where the target is soft (mixup: the unmixed labels); a list for a list.
+            Default: the target, or its argmax if soft.
+
+    Attributes:
+        output: Detached logits of the first pass, one tensor per micro-batch; empty before it.
+
+    Examples:
+        >>> closure = BatchClosure(model, criterion, images, target, accelerator)
+        >>> result = timm_lt.optim.optimizer_step(optimizer, closure, clip_grad=1.0)
+
+    Raises:
+        ValueError: If lists differ in length, DDP has a static graph, or Accelerate divides the loss by its own number
+            of accumulation steps.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: Any,
+            input: Any,
+            target: Any,
+            accelerator: Any = None,
+            *,
+            labels: Any = None,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.accelerator = accelerator
+        self.module, self.ddp, self.compiled = unwrap_model(model)
+        self.inputs = input if isinstance(input, list) else [input]
+        self.targets = target if isinstance(target, list) else [target]
+        self._labels = labels if isinstance(labels, list) else [labels] * len(self.targets)
+        if not len(self.inputs) == len(self.targets) == len(self._labels) or not self.inputs:
+            raise ValueError(
+                f'input, target and labels must hold the same number of micro-batches, at least one, got '
+                f'{len(self.inputs)}, {len(self.targets)} and {len(self._labels)}')
+        for target, label in zip(self.targets, self._labels):
+            if label is not None and label.shape != target.shape[:1]:
+                raise ValueError(f'labels must have shape ({target.shape[0]},), got {tuple(label.shape)}')
+        self.sharded = is_sharded(self.module)
+        self.output: list[Tensor] = []
+        self._normalizer: Tensor | None = None
+        self._check_wrappers()
+
+    def _check_wrappers(self) -> None:
+        if self.ddp is not None and self.ddp.static_graph:
+            raise ValueError(
+                'BatchClosure: DistributedDataParallel(static_graph=True) breaks when a batch is passed more than once; '
+                'build it with static_graph=False')
+        if any(type(m).__name__ == 'FullyShardedDataParallel' for m in (self.model, self.module)):
+            raise ValueError(
+                'BatchClosure: FullyShardedDataParallel (FSDP1) is not supported; use fully_shard (Accelerate: '
+                'FullyShardedDataParallelPlugin(fsdp_version=2)) or DistributedDataParallel')
+        steps = getattr(self.accelerator, 'gradient_accumulation_steps', 1)
+        if steps != 1:
+            raise ValueError(
+                f'BatchClosure: Accelerator(gradient_accumulation_steps={steps}) would divide every loss by {steps}; leave '
+                f'it at 1 and hand over the micro-batches of a window as lists')
+
+    # What an optimizer reads
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler in force, or None."""
+        scaler = getattr(self.accelerator, 'scaler', None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
+
+    def grad_scale(self) -> Tensor | None:
+        """The factor that gradients carry under a gradient scaler, else None."""
+        if self.scaler is None:
+            return None
+        return self.scaler.scale(torch.ones((), device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.module.parameters()), torch.device('cpu'))
+
+    @property
+    def distributed(self) -> bool:
+        """Whether gradients are averaged over processes."""
+        return self.ddp is not None or self.sharded
+
+    @property
+    def process_group(self) -> Any:
+        return self.ddp.process_group if self.ddp is not None else None
+
+    @property
+    def world_size(self) -> int:
+        return dist.get_world_size(self.process_group) if self.distributed else 1
+
+    def labels(self) -> list[Tensor]:
+        """Class of each sample of each micro-batch, on the CPU, from one transfer."""
+        labels = []
+        for target, label in zip(self.targets, self._labels):
+            label = target if label is None else label
+            labels.append(label.argmax(1) if label.is_floating_point() else label)
+        if all(label.device.type == 'cpu' for label in labels):
+            return labels
+        return list(torch.cat(labels).cpu().split([len(label) for label in labels]))
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum over processes of a small CPU tensor, itself in a single process."""
+        if not self.distributed or self.world_size == 1:
+            return values
+        moved = values.to(self.device)
+        dist.all_reduce(moved, group=self.process_group)
+        return moved.to(values.device)
+
+    def normalizer(self) -> Tensor:
+        """What the sum of the per-sample values is divided by: the window's normaliser, averaged over processes.
+
+        Gradients are averaged over processes too, so that the result is the gradient of the joint batch's mean.
+        """
+        if self._normalizer is None:
+            total = sum(mean_normalizer(self.criterion, target) for target in self.targets)
+            if self.distributed and self.world_size > 1:
+                total = total.to(self.device, copy=True)
+                dist.all_reduce(total, group=self.process_group)
+                total = total / self.world_size
+            self._normalizer = total
+        return self._normalizer
+
+    # Passes
+
+    def zero_grad(self) -> None:
+        for p in self.module.parameters():
+            p.grad = None
+
+    def __call__(self) -> Tensor:
+        self.zero_grad()
+        with torch.enable_grad():
+            return self.mean_pass()
+
+    def mean_pass(self, first: bool = True, sync: bool = True) -> Tensor:
+        """Forward and backward of the mean loss over the window; gradients add to ``.grad``.
+
+        Args:
+            first: Whether this is the pass whose output and statistics count.
+            sync: Average the gradients over processes with the last micro-batch.
+
+        Returns:
+            The detached loss; its mean over processes is the mean of the joint batch.
+        """
+        losses = []
+        for i, target in enumerate(self.targets):
+            with self.gradient_sync(sync and i == len(self.targets) - 1):
+                loss = self._mean_loss(self.inputs[i], target, first)
+                self.backward(loss)
+            losses.append(loss.detach())
+        return sum(losses)
+
+    def _mean_loss(self, input: Any, target: Tensor, first: bool) -> Tensor:
+        with self._forward_context(first):
+            output = self.model(input)
+            if first:
+                self.output.append(logits_of(output).detach())
+            if getattr(self.criterion, 'reduction', 'mean') == 'mean':
+                loss = self.criterion(output, target)
+                if len(self.targets) == 1 and not self.distributed:
+                    return loss
+                return loss * (mean_normalizer(self.criterion, target) / self.normalizer()).to(loss.dtype)
+            values, _ = sample_losses(self.criterion, output, target)
+            return values.sum() / self.normalizer().to(values.dtype)
+
+    def sample_values(self, i: int, first: bool, index: Tensor | None = None) -> Tensor:
+        """Forward of micro-batch ``i``, or of its samples ``index``: one value per sample, with the graph."""
+        input, target = self.inputs[i], self.targets[i]
+        if index is not None:
+            input, target = take_samples(input, index), take_samples(target, index)
+        with self._forward_context(first):
+            output = self.model(input) if index is None else self.module(input)
+            if first:
+                self._keep_output(i, logits_of(output).detach(), index)
+            return sample_losses(self.criterion, output, target)[0]
+
+    def _keep_output(self, i: int, logits: Tensor, index: Tensor | None) -> None:
+        if index is None:
+            self.output.append(logits)
+            return
+        if len(self.output) == i:
+            self.output.append(logits.new_zeros(self.targets[i].shape[0], *logits.shape[1:]))
+        self.output[i].index_copy_(0, index.to(logits.device), logits)
+
+    @contextmanager
+    def _forward_context(self, first: bool) -> Iterator[None]:
+        autocast = self.accelerator.autocast() if self.accelerator is not None else nullcontext()
+        with autocast, statistics(self.criterion, 'staged' if first else 'hold'):
+            yield
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        if self.accelerator is not None:
+            self.accelerator.backward(loss, retain_graph=retain_graph)
+        else:
+            loss.backward(retain_graph=retain_graph)
+
+    def gradient_sync(self, sync: bool) -> Any:
+        """Context of a forward and its backward: whether DDP averages the gradients (FSDP2 always does)."""
+        return self.ddp.no_sync() if self.ddp is not None and not sync else nullcontext()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, or the field ``logits`` or first entry of a dict or tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, dict):
+        return output['logits'] if 'logits' in output else next(iter(output.values()))
+    return output.logits if hasattr(output, 'logits') else output[0]
+
+

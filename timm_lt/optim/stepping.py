@@ -1,0 +1,84 @@
+"""The one function by which a training loop steps any optimizer."""
+
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import model_parameters
+from timm.utils import dispatch_clip_grad
+from torch import Tensor
+
+from .._validate import check_option
+from ._engine import SharpnessAware
+from .closure import BatchClosure
+
+__all__ = ['StepResult', 'optimizer_step']
+
+_CLIP_MODES = ('norm', 'value', 'agc')
+
+
+class StepResult(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        loss: Mean loss of the batch before the step, detached.
+        skipped: Whether the gradient scaler skipped the step because a gradient overflowed.
+    """
+    loss: Tensor
+    skipped: bool
+
+
+def optimizer_step(
+        optimizer: Any,
+        closure: BatchClosure,
+        accelerator: Any = None,
+        clip_grad: float | None = None,
+        clip_mode: str = 'norm',
+) -> StepResult:
+    """Compute gradients, unscale once, clip the final gradient once, step, clear the gradients, settle loss statistics.
+
+    Works for any optimizer: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
+
+    Args:
+        optimizer: The optimizer.
+        closure: The batch, or the window of micro-batches.
+        accelerator: The Accelerator; default that of the closure.
+        clip_grad: Bound for the clipping, None for none.
+        clip_mode: 'norm', 'value' or 'agc' (which leaves the last two parameters, the head, as they are), as in timm.
+
+    Raises:
+        RuntimeError: If there is a gradient scaler and the optimizer was not prepared by the accelerator.
+    """
+    check_option('clip_mode', clip_mode, _CLIP_MODES)
+    accelerator = closure.accelerator if accelerator is None else accelerator
+    closure.accelerator = accelerator
+    scaler = closure.scaler
+    if scaler is not None and not hasattr(optimizer, 'step_was_skipped'):
+        raise RuntimeError('mixed precision with a gradient scaler needs optimizer = accelerator.prepare(optimizer)')
+    sharpness_aware = find_sharpness_aware(optimizer)
+    loss = closure() if sharpness_aware is None else sharpness_aware.compute_grads(closure)
+    if clip_grad is not None:
+        if scaler is not None:
+            scaler.unscale_(_unprepared(optimizer))
+        dispatch_clip_grad(
+            model_parameters(closure.module, exclude_head=clip_mode == 'agc'), value=clip_grad, mode=clip_mode)
+    optimizer.step()
+    skipped = scaler is not None and bool(optimizer.step_was_skipped)
+    optimizer.zero_grad()
+    if skipped and hasattr(closure.criterion, 'discard_statistics'):
+        closure.criterion.discard_statistics()
+    elif hasattr(closure.criterion, 'commit_statistics'):
+        closure.criterion.commit_statistics()
+    return StepResult(loss.detach(), skipped)
+
+
+def find_sharpness_aware(optimizer: Any) -> SharpnessAware | None:
+    """The sharpness-aware optimizer under Accelerate's and Lookahead's wrappers, or None."""
+    while optimizer is not None and not isinstance(optimizer, SharpnessAware):
+        optimizer = getattr(optimizer, 'optimizer', None) or getattr(optimizer, '_base_optimizer', None)
+    return optimizer
+
+
+def _unprepared(optimizer: Any) -> torch.optim.Optimizer:
+    while hasattr(optimizer, 'step_was_skipped'):
+        optimizer = optimizer.optimizer
+    return optimizer
