@@ -23,7 +23,6 @@ TOLERANCES = {
 NOT_BUILT: dict[str, str] = {
     'sam_trajectories': 'not built yet',
     'cc_sam_stage2': 'not built yet',
-    'class_counts': 'not built yet',
 }
 
 FILES = sorted(Path(GOLDEN).glob('*.npz'))
