@@ -21,7 +21,6 @@ TOLERANCES = {
 }
 # name: why no check exists yet
 NOT_BUILT: dict[str, str] = {
-    'sam_trajectories': 'not built yet',
     'cc_sam_stage2': 'not built yet',
 }
 

@@ -41,7 +41,7 @@ class Part:
     Attributes:
         index: Which part, a row of ``part_weights``.
         radius: Its ``rho`` now, > 0.
-        samples: Its samples in the joint batch of all processes (those of weight > 0).
+        samples: Its samples in the joint batch of all processes (those whose weight is not 0).
         params: Parameters that it may perturb, those with a gradient.
         grads: Gradient of its loss for each of them, without loss scale; ``perturb`` turns them into ``eps``, in place.
     """
@@ -354,7 +354,7 @@ class SharpnessAware(OptimizerWrapper):
             rows.insert(0, [w[kept].sum(0) for w in table])
         params = self._params()
         closure.zero_grad()
-        if not perturbed and all(bool((w == 1).all()) for w in rows[0]):
+        if not perturbed and all(torch.allclose(w, torch.ones_like(w), 0, 1e-12) for w in rows[0]):
             return closure.mean_pass()
         zeros = [None] * len(params)
         if not perturbed:
@@ -363,7 +363,7 @@ class SharpnessAware(OptimizerWrapper):
             return mean
         coupled = self._couples_samples(closure)
         # a sample that counts in several parts passes once, with one graph for all of them
-        disjoint = all(int((torch.stack(weights) > 0).sum(0).max()) <= 1 for weights in zip(*rows))
+        disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
         gradients, _, mean = accumulate(
             closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled)
         total = gradients.pop(0) if kept else zeros

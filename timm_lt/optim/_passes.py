@@ -34,7 +34,7 @@ def accumulate(
         rows: The weightings.
         start: For each weighting the gradients to add to; these lists' tensors are changed.
         first: Whether this is the pass whose output and statistics count.
-        subset: Only the samples of weight > 0 pass. Else the whole batch does, one graph serves all weightings.
+        subset: Only the samples whose weight is not 0 pass. Else the whole batch does, one graph serves all weightings.
         sync: Average over processes with the last backward; for a single weighting.
 
     Returns:
@@ -95,7 +95,7 @@ def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalize
         weights: Per micro-batch the weight of each sample in each part, (P, B).
         part_normalizer: 'batch': factor 1. 'part': what makes the part's loss the mean over its samples.
     """
-    samples = sum((w > 0).sum(1) for w in weights).double()
+    samples = sum((w != 0).sum(1) for w in weights).double()
     if part_normalizer == 'batch':
         return [int(n) for n in closure.sum_over_processes(samples)], torch.ones_like(samples)
     sums = torch.zeros_like(samples)

@@ -1,0 +1,48 @@
+"""What ImbSAM and SSE-SAM share: the batch split into head and tail classes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._types import ClassCounts, ParamsT
+from .._validate import check_class_counts, check_range
+from ._engine import SharpnessAware
+
+
+class HeadTail(SharpnessAware):
+    """Part 0 the samples of classes with ``n_c >= eta`` (head), part 1 those with ``n_c < eta`` (tail).
+
+    Args:
+        params: Parameters or groups.
+        class_counts: Training images per class, (C,), each >= 1.
+        eta: Classes with fewer training images are tail.
+        tail_weight: Factor on the loss of tail samples.
+        options: See :class:`SharpnessAware`, and the options of the base optimizer.
+    """
+
+    class_aware = True
+
+    def __init__(
+            self, params: ParamsT, class_counts: ClassCounts, eta: int, tail_weight: float = 1.0, **options: Any) -> None:
+        counts = check_class_counts(class_counts, who=type(self).__name__)
+        self.eta = check_range('eta', eta, 0)
+        tail = counts < eta
+        self._table = torch.stack([~tail, tail]).double() * torch.tensor([[1.0], [tail_weight]], dtype=torch.float64)
+        super().__init__(params, **options)
+
+    def part_weights(self, labels: Tensor) -> Tensor:
+        return weights_of_classes(self._table, labels, type(self).__name__)
+
+
+def weights_of_classes(table: Tensor, labels: Tensor, who: str) -> Tensor:
+    """Columns of a (P, C) table for the labels, (P, B).
+
+    Raises:
+        ValueError: If a label has no column, so that the class counts cannot be those of the data set.
+    """
+    if len(labels) and (int(labels.max()) >= table.shape[1] or int(labels.min()) < 0):
+        raise ValueError(
+            f'{who}: class_counts has {table.shape[1]} entries, but the batch has labels from {int(labels.min())} to '
+            f'{int(labels.max())}; pass one count per class')
+    return table[:, labels]
