@@ -6,7 +6,7 @@ Implements: ``r_c = max(1, sqrt(t / pi_c))``; an image of class c comes r_c time
 Source: written from the paper.
 Differs from the paper / official code: an image has one class here. The published code rounds r_c up or down for each
 image on its own, so that epochs differ in length; here the images of a class share the rounding: each comes floor(r_c)
-or ceil(r_c) times, and every epoch has the same length, ``N + ceil(sum_c n_c (r_c - 1))``: the repetitions are scaled up
+or ceil(r_c) times, and every epoch has the same length, ``N + ceil(sum_c n_c (r_c - 1))``: repetitions are scaled up
 by less than one draw in all.
 """
 
