@@ -433,8 +433,8 @@ def test_two_processes_prepared_by_accelerate_see_each_image_once(tmp_path):
     '''))
     done = tmp_path / 'done'
     result = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '0',
-         str(script), str(done)], capture_output=True, text=True, timeout=300)
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
+         str(script), str(done)], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and done.read_text() == 'done', result.stderr[-3000:]
 
 
