@@ -42,6 +42,8 @@ def accumulate(
         passed; both losses detached.
     """
     gradients = [list(row) for row in start]
+    if first:
+        closure.output = []
     total, mean = torch.zeros((), device=closure.device), torch.zeros((), device=closure.device)
     # a graph serves several backwards, except where its memory is given back or its parameters are gathered anew
     separate = subset or ((closure.sharded or closure.compiled) and len(rows) > 1)

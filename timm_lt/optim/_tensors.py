@@ -72,13 +72,15 @@ class SavedWeights:
     def perturbed(self, params: Sequence[Tensor], eps: list[Tensor]) -> Iterator[None]:
         """``params + eps`` inside the block; ``eps`` is emptied, so that its memory is free during the pass."""
         where = [self.index[id(p)] for p in params]
-        torch._foreach_add_([self.params[i] for i in where], [local(e) for e in eps])
+        if where:
+            torch._foreach_add_([self.params[i] for i in where], [local(e) for e in eps])
         eps.clear()
         try:
             yield
         finally:
             # by copying: adding and subtracting would change the last bits, and replicas would drift apart
-            torch._foreach_copy_([self.params[i] for i in where], [self.copies[i] for i in where])
+            if where:
+                torch._foreach_copy_([self.params[i] for i in where], [self.copies[i] for i in where])
 
 
 class SavedBuffers:

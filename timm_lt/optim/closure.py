@@ -208,6 +208,8 @@ class BatchClosure:
             The detached loss; its mean over processes is the mean of the joint batch.
         """
         losses = []
+        if first:
+            self.output = []
         for i, target in enumerate(self.targets):
             with self.gradient_sync(sync and i == len(self.targets) - 1):
                 loss = self._mean_loss(self.inputs[i], target, first)
@@ -224,7 +226,8 @@ class BatchClosure:
                 loss = self.criterion(output, target)
                 if len(self.targets) == 1 and not self.distributed:
                     return loss
-                return loss * (mean_normalizer(self.criterion, target) / self.normalizer()).to(loss.dtype)
+                share = mean_normalizer(self.criterion, target).to(loss.dtype) / self.normalizer().to(loss.dtype)
+                return loss * share
             values, _ = sample_losses(self.criterion, output, target)
             return values.sum() / self.normalizer().to(values.dtype)
 
