@@ -4,7 +4,7 @@ the group loss. Gradients come from a network built of the stored weights."""
 import torch
 import torch.nn.functional as F
 
-from timm_lt.optim._gsa import gsa_perturbations, gsa_regulariser, norm
+from timm_lt.optim._gsa import gsa_perturbations, gsa_regulariser
 
 
 def check(golden):
@@ -44,7 +44,7 @@ def check(golden):
             'radius': list(result.radius),
             'perturbation': [e[0] for e in result.perturbation],
             'regulariser': list(gsa_regulariser(
-                norm([theta.detach()]), result.radius, [samples[k] for k in present])),
+                theta.detach().norm(), result.radius, [samples[k] for k in present])),
         }
         moved = [(theta.detach() + e).requires_grad_() for e in values['perturbation']]
         perturbed = [group_loss(t, k) for t, k in zip(moved, present)]

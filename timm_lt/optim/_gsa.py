@@ -5,7 +5,7 @@ Paper: Chen et al., "GKP+GSA", CVPR 2026. Direction ``h_k = g_k - (g_k . g / |g|
 Source: written from the paper; the released recurrence was written from a description of what that code computes, and
 both are compared with published numbers in ``tests/golden``.
 
-Pure functions on lists of tensors, so that a vector is a list of one. No value is read on the host.
+Pure functions on lists of tensors, plain or sharded, so that a vector is a list of one. No value is read on the host.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._tensors import global_dot, global_norm, local
+
 Vector = Sequence[Tensor]
-
-
-def dot(a: Vector, b: Vector) -> Tensor:
-    """Inner product of two vectors, a scalar tensor."""
-    return torch.stack([torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(a, b)]).sum()
-
-
-def norm(a: Vector) -> Tensor:
-    """Euclidean norm of a vector, a scalar tensor."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(a))))
 
 
 def gsa_radius(parameter_norm: Tensor, direction_norm: Tensor, num_parameters: int, num_samples: int) -> Tensor:
@@ -54,7 +46,7 @@ def gsa_perturbations(
         samples_of_group: Sequence[int],
         *,
         Z: float = 1e-2,
-        gradient_scale: Tensor | None = None,
+        gradient_scale: Sequence[float] | None = None,
         inplace: bool = False,
 ) -> GSAPerturbations:
     """Direction, radius and perturbation of every group.
@@ -74,29 +66,29 @@ def gsa_perturbations(
     """
     batch_gradient = list(batch_gradient)
     num_parameters = sum(p.numel() for p in parameters)
-    parameter_norm = norm(parameters)
-    squared = dot(batch_gradient, batch_gradient)
+    parameter_norm = global_norm(parameters)
+    squared = global_dot(batch_gradient, batch_gradient)
     rounding = 32 * torch.finfo(batch_gradient[0].dtype).eps
     projected, radii, perturbations = [], [], []
     for k, (g, num_samples) in enumerate(zip(group_gradients, samples_of_group)):
         g = list(g)
-        full = norm(g)
-        share = torch.where(squared > 0, dot(g, batch_gradient) / squared, 0.0)
+        full = global_norm(g)
+        share = torch.where(squared > 0, global_dot(g, batch_gradient) / squared, 0.0)
         h = g if inplace else [t.clone() for t in g]
-        torch._foreach_sub_(h, torch._foreach_mul(batch_gradient, share))
-        length = norm(h)
+        torch._foreach_sub_(
+            [local(t) for t in h], torch._foreach_mul([local(t) for t in batch_gradient], share))
+        length = global_norm(h)
         exists = length > rounding * full
         length = torch.where(exists, length, 1.0)
         scaled = length if gradient_scale is None else length * gradient_scale[k]
         radius = gsa_radius(parameter_norm, scaled, num_parameters, num_samples)
-        step = torch.where(exists, Z * num_parameters ** 0.5 * radius / length, 0.0)
+        # the last term is 0, or NaN for a gradient that overflowed: NaN weights spoil the loss, and the step is skipped
+        step = torch.where(exists, Z * num_parameters ** 0.5 * radius / length, 0.0) + 0 * full + 0 * squared
         radii.append(torch.where(exists, radius, 0.0))
-        if inplace:
-            torch._foreach_mul_(h, step)
-            perturbations.append(h)
-        else:
-            projected.append(h)
-            perturbations.append(list(torch._foreach_mul(h, step)))
+        if not inplace:
+            projected.append([t.clone() for t in h])
+        torch._foreach_mul_([local(t) for t in h], step)
+        perturbations.append(h)
     return GSAPerturbations(projected, torch.stack(radii), perturbations)
 
 
@@ -160,7 +152,7 @@ def released_ascent(
     parameters, left = list(parameters), [g.clone() for g in gradient]
     size = torch._foreach_abs(parameters)
     num_parameters = sum(p.numel() for p in parameters)
-    parameter_norm = norm(parameters)
+    parameter_norm = global_norm(parameters)
     ascent = [torch.zeros_like(p) for p in parameters]
     after = {k: list(v) for k, v in buffers.items()}
     norms, radii, kept = [], [], []
@@ -173,7 +165,7 @@ def released_ascent(
         else:
             after[group] = [g.clone() for g in left]
         direction = list(torch._foreach_mul(size, left)) if adaptive else left
-        length = norm(direction) + 1e-12
+        length = global_norm(direction) + 1e-12
         radius = strength * gsa_radius(parameter_norm, length, num_parameters, samples_of_group[group])
         radius = radius.clamp(radius_min, radius_max)
         step = torch._foreach_mul(direction, share_of_group[group] * num_parameters ** 0.5 * radius / length)

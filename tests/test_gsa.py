@@ -1,0 +1,374 @@
+import copy
+import math
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import GOLDEN
+from golden.harness import Golden
+
+import timm_lt
+from timm_lt.gkp import GroupPenalty
+from timm_lt.optim import BatchClosure
+
+COUNTS = [90, 40, 12, 5, 1]
+GROUPS = [0, 0, 1, 2, 2]
+SAMPLES = [130, 12, 6]
+
+
+class Net(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4) if norm == 'batch' else nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def problem(norm='batch', batch=10, seed=0):
+    torch.manual_seed(seed)
+    model = Net(norm).double()
+    x, y = torch.randn(batch, 1, 6, 6).double(), torch.randint(0, 5, (batch,))
+    y[:5] = torch.arange(5)
+    return model, x, y
+
+
+def make(model, **options):
+    options = {'lr': 0.1, 'momentum': 0.9, 'weight_decay': 1e-3, 'class_counts': COUNTS, 'groups': GROUPS, **options}
+    return timm.optim.create_optimizer_v2(model, 'gsa', **options)
+
+
+def reference_gradient(model, x, y, *, Z=1e-2, part_loss='group_mean', weighting='share', alpha=1.0, penalty=None):
+    """The paper's step, one group at a time, every pass on the whole batch; returns the gradient as a list."""
+    model = copy.deepcopy(model)
+    theta = list(model.parameters())
+    start = [p.detach().clone() for p in theta]
+    group = torch.tensor(GROUPS)[y]
+    present = group.unique().tolist()
+    count = {k: int((group == k).sum()) for k in present}
+
+    def gradient(mask, divisor, eps=None):
+        with torch.no_grad():
+            for i, p in enumerate(theta):
+                p.copy_(start[i] if eps is None else start[i] + eps[i])
+        losses = F.cross_entropy(model(x), y, reduction='none')
+        return torch.autograd.grad(losses[mask].sum() / divisor, theta)
+
+    def flat(tensors):
+        return torch.cat([t.flatten() for t in tensors])
+
+    batch = flat(gradient(torch.ones_like(y, dtype=torch.bool), len(y)))
+    size, length = batch.numel(), flat(start).norm()
+    total = [torch.zeros_like(p) for p in theta]
+    for k in present:
+        g = flat(gradient(group == k, count[k] if part_loss == 'group_mean' else len(y)))
+        h = g - (g @ batch) / (batch @ batch) * batch
+        eps = torch.zeros_like(h)
+        if len(present) > 1:
+            radius = math.sqrt(length / (2 * h.norm())) * size ** -0.25 * max(SAMPLES[k] - 1, 1) ** -0.25
+            eps = Z * math.sqrt(size) * radius * h / h.norm()
+        eps = [e.view_as(p) for e, p in zip(eps.split([p.numel() for p in theta]), theta)]
+        for t, g in zip(total, gradient(group == k, len(y) if weighting == 'share' else count[k], eps)):
+            t += g
+    if penalty is not None:
+        total = [alpha * t + (1 - alpha) * g for t, g in zip(total, penalty)]
+    return total
+
+
+def gradients(model):
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize('norm', ['batch', 'group'])
+@pytest.mark.parametrize('options', [
+    {}, {'part_loss': 'batch_mean'}, {'weighting': 'equal'}, {'weighting': 'equal', 'part_loss': 'batch_mean'},
+    {'Z': 0.3},
+], ids=str)
+def test_gsa_matches_plain_reference(norm, options):
+    model, x, y = problem(norm)
+    expected = reference_gradient(model, x, y, **options)
+    make(model, **options).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gsa_differs_from_the_plain_gradient_and_returns_the_loss():
+    model, x, y = problem()
+    loss = F.cross_entropy(copy.deepcopy(model)(x), y)
+    returned = make(model).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    torch.testing.assert_close(returned, loss.detach())
+    perturbed = gradients(model)
+    model.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    assert not torch.allclose(perturbed[0], gradients(model)[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize('classes', [[0, 1], [4]], ids=['one group', 'one class of one image'])
+def test_batch_of_one_group_gets_the_plain_gradient(classes):
+    model, x, y = problem('group')
+    y = torch.tensor(classes).repeat(len(y))[:len(y)]
+    expected = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    make(model).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    torch.testing.assert_close(gradients(model), list(expected), rtol=1e-10, atol=1e-13)
+
+
+def test_float32_batch_of_one_group_is_not_perturbed_by_rounding():
+    model, x, y = problem('group')
+    model, x, y = model.float(), x.float(), torch.zeros_like(y)
+    optimizer = make(model, Z=100.0)
+    optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    assert optimizer.radii_of_last_step == {0: 0.0}
+
+
+@pytest.mark.parametrize('options', [{'Z': 0.0}, {'groups': [0] * 5}], ids=['Z=0', 'one group'])
+def test_gsa_without_perturbation_is_bit_equal_to_base(options):
+    model, x, y = problem()
+    other = copy.deepcopy(model)
+    optimizer = make(model, **options)
+    base = timm.optim.create_optimizer_v2(other, 'momentum', lr=0.1, momentum=0.9, weight_decay=1e-3)
+    for _ in range(3):
+        optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        base.zero_grad()
+        F.cross_entropy(other(x), y).backward()
+        base.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+@pytest.mark.parametrize('options', [
+    {}, {'variant': 'released'}, {'batchnorm': 'stacked'}, {'batchnorm': 'group'}, {'batchnorm': 'frozen'}], ids=str)
+def test_gsa_restores_weights_and_updates_batchnorm_once(options):
+    model, x, y = problem()
+    optimizer = make(model, **options)
+    weights = [p.detach().clone() for p in model.parameters()]
+    plain = copy.deepcopy(model)
+    plain(x)
+    optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights))
+    for mine, once in zip(model.buffers(), plain.buffers()):
+        torch.testing.assert_close(mine, once, rtol=1e-12, atol=1e-12)
+
+
+def test_micro_batches_equal_one_batch_without_batchnorm():
+    model, x, y = problem('group')
+    expected = reference_gradient(model, x, y)
+    cut = [slice(0, 3), slice(3, 8), slice(8, 10)]
+    closure = BatchClosure(model, nn.CrossEntropyLoss(), [x[c] for c in cut], [y[c] for c in cut])
+    make(model).compute_grads(closure)
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-9, atol=1e-12)
+
+
+def penalty_of(model, dtype=torch.float64):
+    encoder = list(model.conv.parameters()) + list(model.norm.parameters())
+    generator = torch.Generator().manual_seed(7)
+    fishers, anchors = ([[torch.rand(p.shape, generator=generator, dtype=torch.float64).to(dtype) for p in encoder]
+                         for _ in range(3)] for _ in range(2))
+    return GroupPenalty(encoder, fishers, anchors, SAMPLES)
+
+
+@pytest.mark.parametrize('norm', ['batch', 'group'])
+def test_total_is_alpha_gsa_plus_penalty_of_the_encoder(norm):
+    model, x, y = problem(norm)
+    penalty = penalty_of(model).quadratic()
+    head = [torch.zeros_like(p) for p in model.head.parameters()]
+    expected = reference_gradient(model, x, y, alpha=0.7, penalty=penalty.gradients() + head)
+    optimizer = make(model)
+    optimizer.set_penalty(penalty, alpha=0.7)
+    optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_alpha_acts_without_a_penalty():
+    model, x, y = problem()
+    expected = [0.6 * g for g in reference_gradient(model, x, y)]
+    optimizer = make(model)
+    optimizer.set_penalty(None, alpha=0.6)
+    optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    torch.testing.assert_close(gradients(model), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_set_groups_changes_the_step_and_is_saved():
+    model, x, y = problem()
+    optimizer = make(model, groups='size', num_groups=2)
+    assert optimizer.groups.tolist() == [0, 0, 0, 1, 1] and optimizer.samples_of_group == [142, 6]
+    optimizer.set_groups(torch.tensor(GROUPS))
+    optimizer.set_penalty(None, alpha=0.8)
+    resumed = make(copy.deepcopy(model), groups='size')
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.groups.tolist() == GROUPS and resumed.alpha == 0.8
+    with pytest.raises(ValueError, match='each of the 5 classes'):
+        optimizer.set_groups([0, 1])
+    with pytest.raises(ValueError, match='>= 0'):
+        optimizer.set_groups([0, 1, -1, 0, 0])
+
+
+@pytest.mark.parametrize('options', [{}, {'variant': 'released'}, {'batchnorm': 'stacked'}], ids=str)
+def test_resume_continues_bit_equal(options):
+    model, x, y = problem()
+    optimizer = make(model, **options)
+    penalty = penalty_of(model)
+    optimizer.set_penalty(penalty if 'variant' in options else penalty.quadratic(), alpha=0.9)
+
+    def train(model, optimizer, steps):
+        for i in steps:
+            batch = torch.randperm(10, generator=torch.Generator().manual_seed(i))[:6]
+            optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x[batch], y[batch]))
+
+    train(model, optimizer, range(3))
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, range(3, 6))
+    other = Net('batch').double()
+    other.load_state_dict(weights)
+    resumed = make(other, **options)
+    resumed.load_state_dict(state)
+    penalty = penalty_of(other)
+    resumed.set_penalty(penalty if 'variant' in options else penalty.quadratic())
+    train(other, resumed, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_released_optimizer_follows_the_published_trajectories():
+    """Optimizer, closure and engine together, not only the recurrence: four steps in five settings."""
+    golden = Golden(GOLDEN / 'gsa_released.npz', 1e-9)
+    for prefix in sorted({key.split('__')[0] for key in golden.arrays}):
+        def get(name, prefix=prefix):
+            return golden[f'{prefix}__{name}']
+
+        w1, b1, w2, b2 = (get(f'init_{name}') for name in ('w1', 'b1', 'w2', 'b2'))
+        model = nn.Sequential(nn.Linear(*w1.shape[::-1]), nn.Tanh(), nn.Linear(*w2.shape[::-1])).double()
+        parameters = list(model.parameters())
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, [w1, b1, w2, b2])
+        samples, groups = get('samples_of_group').tolist(), get('group_of_class')
+        counts = [0] * len(groups)
+        for k, n in enumerate(samples):
+            first, *rest = (groups == k).nonzero().flatten().tolist()
+            counts[first] = n - len(rest)
+            for c in rest:
+                counts[c] = 1
+        optimizer = timm_lt.optim.GSA(
+            parameters, counts, groups=groups, variant='released', lr=get('hp_lr'), momentum=get('hp_momentum'),
+            weight_decay=get('hp_weight_decay'), rho_scale=get('hp_rho_scale_C'), sigma=get('hp_sigma'),
+            gradient_decay=get('hp_lambda'), rho_min=get('hp_rho_min'), rho_max=get('hp_rho_max'),
+            adaptive=get('hp_adaptive'))
+        if f'{prefix}__gkp_anchor_first_layer' in golden:
+            first = parameters[:2]
+            sizes = [p.numel() for p in first]
+            fishers, anchors = ([[t.view_as(p) for t, p in zip(row.split(sizes), first)]
+                                 for row in get(f'gkp_{name}_first_layer')] for name in ('fisher', 'anchor'))
+            penalty = GroupPenalty(first, fishers, anchors, samples, get('hp_gkp_lambda'))
+            optimizer.set_penalty(penalty, alpha=get('hp_top_alpha'))
+        reached = []
+        for x, y in zip(get('inputs'), get('targets')):
+            optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+            reached.append(torch.cat([p.detach().flatten() for p in parameters]))
+        golden.check(f'{prefix}__params_after_step', torch.stack(reached))
+
+
+def test_stacked_first_pass_equals_exact_gradients_without_coupling():
+    """With BatchNorm's backward out of the way (evaluation mode), slices with weights of their own are exact."""
+    from timm_lt.optim._stacked import stacked_gradients
+    model, x, y = problem()
+    model.eval()
+    group = torch.tensor(GROUPS)[y]
+    params = list(model.parameters())
+    ones = [torch.ones(len(y))]
+    rows, mean = stacked_gradients(
+        BatchClosure(model, nn.CrossEntropyLoss(), x, y), params, [group], ones, [0, 1, 2], first=True)
+    losses = F.cross_entropy(model(x), y, reduction='none')
+    torch.testing.assert_close(mean, losses.mean().detach())
+    for k, row in enumerate(rows):
+        expected = torch.autograd.grad(losses[group == k].sum() / len(y), params, retain_graph=True)
+        torch.testing.assert_close(row, list(expected))
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_stacked_batchnorm_normalises_by_the_whole_batch_and_keeps_groups_apart_on_the_first_pass(first):
+    from timm_lt.optim._stacked import stacked_forward
+    m = nn.BatchNorm2d(3).double()
+    once = copy.deepcopy(m)
+    x = torch.randn(6, 3, 2, 2).double()
+    weights = [{id(p): torch.randn(3).double().requires_grad_() for p in m.parameters()} for _ in range(2)]
+    mine, theirs, g = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
+    with stacked_forward(m, [2, 4], weights, first):
+        y = m(mine)
+    y.backward(g)
+    once(x)
+    if first:
+        torch.testing.assert_close(m.state_dict(), once.state_dict())
+    mean, std = theirs.mean((0, 2, 3), keepdim=True), (theirs.var((0, 2, 3), correction=0, keepdim=True) + m.eps).sqrt()
+    hat = (theirs - mean) / std
+    rows = (slice(0, 2), slice(2, 6))
+    affine = [[w[id(p)].detach().view(1, 3, 1, 1) for p in (m.weight, m.bias)] for w in weights]
+    expected = torch.cat([hat[r] * weight + bias for r, (weight, bias) in zip(rows, affine)])
+    torch.testing.assert_close(y, expected)
+    expected.backward(g)
+    for r, w, (weight, _) in zip(rows, weights, affine):
+        own = theirs.grad[r]
+        if first:
+            h, gy = hat.detach()[r], g[r] * weight
+            own = (gy - gy.mean((0, 2, 3), keepdim=True) - h * (gy * h).mean((0, 2, 3), keepdim=True)) / std
+        torch.testing.assert_close(mine.grad[r], own)
+        torch.testing.assert_close(w[id(m.weight)].grad, (g * hat)[r].sum((0, 2, 3)))
+        torch.testing.assert_close(w[id(m.bias)].grad, g[r].sum((0, 2, 3)))
+
+
+def test_stacked_points_the_same_way_as_exact():
+    model, x, y = problem(batch=30)
+    y = torch.tensor([0, 2, 3]).repeat(10)
+    effects = []
+    for mode in ('batch', 'stacked'):
+        own = copy.deepcopy(model)
+        make(own, batchnorm=mode).compute_grads(BatchClosure(own, nn.CrossEntropyLoss(), x, y))
+        base = copy.deepcopy(model)
+        F.cross_entropy(base(x), y).backward()
+        effects.append(torch.cat([(a - b).flatten() for a, b in zip(gradients(own), gradients(base))]))
+    assert F.cosine_similarity(effects[0], effects[1], dim=0) > 0.5
+
+
+def test_overflow_of_a_group_spoils_the_final_gradient():
+    model, x, y = problem('group')
+    x[1] = float('inf')
+    for options in ({}, {'variant': 'released'}):
+        optimizer = make(model, **options)
+        optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        assert not all(torch.isfinite(g).all() for g in gradients(model))
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize('options', [{}, {'variant': 'released'}, {'batchnorm': 'stacked'}], ids=str)
+def test_loss_scale_does_not_change_the_step(options):
+    model, x, y = problem()
+    model = model.float()
+    x = x.float()
+    other = copy.deepcopy(model)
+    penalty, other_penalty = penalty_of(model, torch.float32), penalty_of(other, torch.float32)
+    if not options.get('variant'):
+        penalty, other_penalty = penalty.quadratic(), other_penalty.quadratic()
+    plain, scaled = make(model, **options), make(other, **options)
+    plain.set_penalty(penalty, 0.8)
+    scaled.set_penalty(other_penalty, 0.8)
+    plain.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    closure = BatchClosure(other, nn.CrossEntropyLoss(), x, y)
+    backward = closure.backward
+    closure.backward = lambda loss, retain_graph=False: backward(loss * 1024, retain_graph)
+    scaled.compute_grads(closure, grad_scale=1024.0)
+    torch.testing.assert_close([g / 1024 for g in gradients(other)], gradients(model), rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_work_is_refused():
+    model, x, y = problem()
+    with pytest.raises(TypeError, match='class_counts is missing'):
+        timm.optim.create_optimizer_v2(model, 'gsa', lr=0.1)
+    with pytest.raises(TypeError, match='BatchClosure'):
+        make(model).step(lambda: F.cross_entropy(model(x), y))
+    with pytest.raises(ValueError, match='batchnorm must be one of'):
+        make(model, batchnorm='exact')
+    with pytest.raises(ValueError, match='does not step'):
+        make(model).set_penalty(penalty_of(copy.deepcopy(model)).quadratic())
+    with pytest.raises(TypeError, match=r'quadratic\(\)'):
+        make(model, variant='released').set_penalty(penalty_of(model).quadratic())
+    with pytest.raises(ValueError, match='Z must be'):
+        make(model, Z=-1.0)
