@@ -4,8 +4,8 @@ Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep 
 Implements: the per-class radius and perturbation of stage 1, with the classifier as the perturbed part.
 Source: written from the equations. With ``f_i`` the features, ``r_i`` the gradient of sample i's loss with respect to
 its logits and m_c the samples of class c in the batch, the gradient of the mean loss of class c is
-``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the shift
-``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
+``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the
+shift ``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
 no C x C x D tensor, no loop over classes, no host synchronisation.
 Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2, and a
 class whose gradient is zero is not perturbed; the official code divides by zero in both cases.
@@ -24,8 +24,8 @@ _NORM_EPS = 1e-12  # the official code adds it to the norm of the classifier
 class ClassPerturbations:
     """One perturbation of a linear classifier per class, as factors.
 
-    The perturbation of class c is ``sum_{j in c} weight_scale[j] * outer(residuals[j], features[j])`` for the weight and
-    ``sum_{j in c} bias_scale[j] * residuals[j]`` for the bias. Nothing here carries a gradient.
+    The perturbation of class c is ``sum_{j in c} weight_scale[j] * outer(residuals[j], features[j])`` for the weight
+    and ``sum_{j in c} bias_scale[j] * residuals[j]`` for the bias. Nothing here carries a gradient.
 
     Attributes:
         features: (N, D), of the joint batch from which the class means are taken.

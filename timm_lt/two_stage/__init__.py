@@ -1,0 +1,32 @@
+"""Second stages: what is done to the classifier of a trained model. Imported when first used."""
+
+from typing import Any
+
+from .._registry import STAGE2, call_factory, import_siblings
+from ._base import ScaledClassifier, Stage2Method, classifier_inputs
+
+__all__ = [
+    'ScaledClassifier', 'Stage2Method', 'classifier_inputs', 'create_stage2', 'list_stage2', *import_siblings(__name__)]
+
+
+def list_stage2(filter: str = '') -> list[str]:
+    """Names of the second stages, sorted; ``filter`` is a wildcard."""
+    return STAGE2.names(filter)
+
+
+def create_stage2(name: str, class_counts: Any, **kwargs: Any) -> Stage2Method:
+    """Create a second stage by name.
+
+    Args:
+        name: One of :func:`list_stage2`.
+        class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
+        **kwargs: Options of the method.
+
+    Raises:
+        ValueError: If the name is unknown or an option out of range.
+        TypeError: If the method has no such option.
+
+    Examples:
+        >>> method = create_stage2('crt', class_counts=[500, 50, 5])
+    """
+    return call_factory(STAGE2.info(name), 'second stage', class_counts, **kwargs)

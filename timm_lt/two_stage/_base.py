@@ -1,0 +1,205 @@
+"""What every second stage shares: a frozen backbone, a head that is trained or fitted, a plain model again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .._validate import check_class_counts
+from ..losses._base import sample_losses
+from ..models.cosine_classifier import CosineClassifier
+
+__all__ = ['ScaledClassifier', 'Stage2Method', 'classifier_inputs']
+
+
+class Stage2Method(nn.Module):
+    """Base of the second stages. As a module it holds the head alone, so that checkpoints and DDP see only that.
+
+    The loop calls ``prepare(model)``; then either, where :attr:`trained`, each epoch ``set_mode(model)`` and each step
+    ``method(features, target, criterion, progress)`` -> loss, or once :meth:`fit`; last ``finish(model)``. While the
+    second stage runs, the head sits in the model in the place of its classifier: ``model(images)`` gives its logits.
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
+    """
+
+    sampler = 'class_balanced'
+    loss = 'ce'
+    epochs = 30
+    lr = 0.1
+    trained = True  # False: fitted in closed form, without epochs
+    caches_features = True  # the backbone gives an image the same features all the time
+    head: nn.Module
+
+    def __init__(self, class_counts: Any) -> None:
+        super().__init__()
+        counts = check_class_counts(class_counts, who=type(self).__name__)
+        self.register_buffer('class_counts', counts, persistent=False)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Freeze the model and put the method's head in the place of its classifier.
+
+        Raises:
+            ValueError: If the model has no classifier, several, one of another kind, or another number of classes.
+        """
+        classifier = find_classifier(model)
+        if classifier.weight.shape[0] != len(self.class_counts):
+            raise ValueError(
+                f'{type(self).__name__}: the model has {classifier.weight.shape[0]} classes, class_counts '
+                f'{len(self.class_counts)}; create the model with num_classes={len(self.class_counts)}')
+        model.requires_grad_(False)
+        self.class_counts = self.class_counts.to(classifier.weight.device)
+        head = self.make_head(classifier)
+        self.use_head(head)
+        _replace(model, classifier, head)
+        self.set_mode(model)
+
+    def make_head(self, classifier: nn.Module) -> nn.Module:
+        """The head, from the frozen classifier of the first stage: that layer itself, or a module around it."""
+        return classifier
+
+    def use_head(self, head: nn.Module) -> None:
+        """Take ``head`` as the head; ``prepare`` does."""
+        self.head = head
+        for p in self.trained_parameters():
+            p.requires_grad_(True)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return list(self.head.parameters()) if self.trained else []
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for an optimizer; ``lr_scale`` in a group is the factor that timm's schedules put on its lr."""
+        return [{'params': self.trained_parameters()}]
+
+    def set_mode(self, model: nn.Module) -> None:
+        """Put the frozen model in the mode in which it gives features: evaluation, BatchNorm too."""
+        model.eval()
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def forward(self, features: Tensor, target: Tensor, criterion: Any, progress: float) -> Tensor:
+        """Mean loss of a batch.
+
+        Args:
+            features: Input of the classifier, (B, D).
+            target: Class of each sample, (B,).
+            criterion: The loss, see :func:`timm_lt.losses.sample_losses`.
+            progress: Share of the second stage that is over with this epoch, in (0, 1].
+        """
+        values, normalizer = sample_losses(criterion, self.logits(features), target)
+        return values.sum() / normalizer.to(values.dtype)
+
+    def fit(
+            self,
+            features: Tensor,
+            labels: Tensor,
+            val_features: Tensor | None = None,
+            val_labels: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Set the head from the features of all training images; methods that are not trained.
+
+        Returns:
+            What was chosen, for the report.
+        """
+        raise TypeError(f'{type(self).__name__} is trained, it has no closed form')
+
+    def finish(self, model: nn.Module) -> bool:
+        """Fold the head into a plain classifier of the model. False where that is impossible and the head stays."""
+        model.requires_grad_(True)
+        return True
+
+
+class ScaledClassifier(nn.Module):
+    """A classifier with one learnable factor on the logit of each class.
+
+    Args:
+        classifier: The layer whose logits are scaled.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.class_scale = nn.Parameter(torch.ones_like(classifier.weight[:, 0]))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.classifier.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(x) * self.class_scale
+
+    @torch.no_grad()
+    def fold(self) -> nn.Linear | None:
+        """The linear layer with the factors in its weight and bias; None if the classifier is not linear."""
+        if not isinstance(self.classifier, nn.Linear):
+            return None
+        self.classifier.weight.mul_(self.class_scale[:, None])
+        if self.classifier.bias is not None:
+            self.classifier.bias.mul_(self.class_scale)
+        return self.classifier
+
+
+def fold_scales(model: nn.Module, head: ScaledClassifier) -> bool:
+    """Put the folded linear layer in the place of ``head``; False and no change if it cannot be folded."""
+    folded = head.fold()
+    if folded is not None:
+        _replace(model, head, folded)
+    model.requires_grad_(True)
+    return folded is not None
+
+
+def find_classifier(model: nn.Module) -> nn.Linear | CosineClassifier:
+    """The classifier of a timm model.
+
+    Raises:
+        ValueError: If the model has none, several, or one of another kind.
+    """
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not isinstance(classifier, (nn.Linear, CosineClassifier)):
+        kind = 'none' if classifier is None else type(classifier).__name__
+        raise ValueError(
+            f'{type(model).__name__}: a second stage needs a model with exactly one linear or cosine classifier, got '
+            f'{kind}; create it with num_classes > 0 and a single linear head')
+    return classifier
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    if new is old:
+        return
+    name = next(n for n, m in model.named_modules() if m is old)
+    new.train(old.training)
+    model.set_submodule(name, new)
+
+
+@contextmanager
+def captured_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the first argument of each call of ``module`` inside the block."""
+    inputs: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def classifier_inputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Features of images, (B, D): what the classifier of a timm model is called with.
+
+    Raises:
+        ValueError: If the forward pass does not call the classifier exactly once.
+    """
+    with captured_inputs(model.get_classifier()) as inputs:
+        model(images)
+    if len(inputs) != 1:
+        raise ValueError(f'{type(model).__name__} calls its classifier {len(inputs)} times, a second stage needs once')
+    return inputs[0]
+
+
+def batchnorm_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """BatchNorm layers with running statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]

@@ -1,0 +1,74 @@
+"""tau-normalised classifier.
+
+Paper: B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+https://arxiv.org/abs/1910.09217
+Implements: Eq. (4), ``W_c / |W_c|**tau``, bias left out, see :func:`timm_lt.posthoc.tau_normalize`.
+Source: written from the paper.
+Differs from the paper / official code: tau is chosen on a validation part cut from the training images, never on test
+images.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from .._registry import register_stage2
+from .._validate import check_option, check_range
+from ..posthoc import METRICS, TAUS, choose_tau, tau_normalize
+from ._base import Stage2Method
+
+
+@register_stage2('tau_norm', paper='Kang et al., ICLR 2020', needs=('class_counts', 'validation'))
+class TauNormalization(Stage2Method):
+    """Divide each class vector by the tau-th power of its norm; nothing is trained.
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1.
+        tau: Strength, >= 0; None chooses it on the validation part.
+        taus: Values to choose from.
+        metric: What the choice maximises: 'balanced_accuracy' or 'accuracy' on the validation part.
+    """
+
+    trained = False
+
+    def __init__(
+            self,
+            class_counts,
+            *,
+            tau: float | None = None,
+            taus: Sequence[float] = TAUS,
+            metric: str = 'balanced_accuracy',
+    ) -> None:
+        super().__init__(class_counts)
+        self.tau = None if tau is None else check_range('tau', tau, 0)
+        self.taus = tuple(taus)
+        self.metric = check_option('metric', metric, METRICS)
+
+    def make_head(self, classifier: nn.Module) -> nn.Module:
+        if not isinstance(classifier, nn.Linear):
+            raise ValueError('tau_norm needs a linear classifier: class vectors of a cosine classifier have no norm')
+        return classifier
+
+    def fit(
+            self,
+            features: Tensor,
+            labels: Tensor,
+            val_features: Tensor | None = None,
+            val_labels: Tensor | None = None,
+    ) -> dict[str, Any]:
+        tau, chosen = self.tau, {}
+        if tau is None:
+            if val_features is None or len(val_features) == 0:
+                raise ValueError(
+                    'tau_norm chooses tau on validation images and got none; cut a validation part from the training '
+                    'images (--val-fraction 0.1), or give tau (--stage2-kwargs tau=0.7)')
+            logits = self.head(val_features.to(self.head.weight))
+            choice = choose_tau(
+                'tau_normalize', logits, val_labels.to(logits.device), classifier=self.head, taus=self.taus,
+                metric=self.metric)
+            tau = choice.tau
+            chosen = {'tau_chosen_by': f'validation part, {self.metric}', 'val_score': choice.score}
+        tau_normalize(self.head, tau)
+        return {'tau': tau, **chosen}
