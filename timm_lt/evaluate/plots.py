@@ -1,0 +1,462 @@
+"""Figures of one style. Every function returns a matplotlib figure; ``save`` writes it.
+
+Splits differ in lightness, marker and hatch, so that a grey print stays readable. Figures are built without pyplot: no
+global state, no display.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._files import whole_file
+from .._validate import check_class_counts
+from ..class_distribution import SPLIT_NAMES, ClassDistribution
+from .metrics import ECE_BINS, check_predictions, expected_calibration_error, predict, resolve_split_rule
+
+INK, GREY, PALE = '#1f2328', '#8b929a', '#e4e7ea'
+SPLIT_COLORS = {'many': '#17375e', 'medium': '#2f8f9d', 'few': '#f2a65a'}  # dark, middle, light
+SPLIT_MARKERS = {'many': 'o', 'medium': 's', 'few': '^'}
+SPLIT_HATCHES = {'many': '', 'medium': '', 'few': '////'}
+RUN_COLORS = ('#17375e', '#d1603d', '#2f8f9d', '#b8a13a', '#7a5195', '#5b6770')
+RUN_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+STYLE = {
+    'font.size': 9.0, 'axes.titlesize': 9.5, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
+    'axes.labelcolor': INK, 'axes.edgecolor': GREY, 'axes.linewidth': 0.8, 'text.color': INK,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True,
+    'grid.color': PALE, 'grid.linewidth': 0.8, 'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8.0,
+    'ytick.labelsize': 8.0, 'legend.frameon': False, 'legend.fontsize': 8.0, 'lines.linewidth': 1.8,
+    'hatch.linewidth': 0.6, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100,
+}
+
+
+def styled(draw: Callable) -> Callable:
+    """Decorator: the style holds while a figure is drawn, and nowhere else."""
+    @functools.wraps(draw)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        import matplotlib
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def save(figure: Any, path: str | Path, dpi: int = 160) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+    path = Path(path)
+    import matplotlib
+    with matplotlib.rc_context(STYLE), whole_file(path) as temporary:  # ticks and hatches read it when they are drawn
+        figure.savefig(temporary, format='png', dpi=dpi)
+    return path
+
+
+@styled
+def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> Any:
+    """Per-class accuracy over the number of training images, with a running mean.
+
+    Args:
+        reports: One result of :func:`timm_lt.evaluate.report`, or several to lay over one another.
+        names: Names of several runs.
+    """
+    reports = [reports] if isinstance(reports, Mapping) else list(reports)
+    single = len(reports) == 1
+    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    for k, result in enumerate(reports):
+        x, y = _tested(result)
+        if single:
+            distribution = ClassDistribution(result['train_images_per_class'])
+            for name, mask in distribution.splits(result['split_rule']).items():
+                chosen = np.isin(x[2], mask.nonzero().flatten().numpy())
+                if chosen.any():
+                    axes.plot(
+                        x[0][chosen], y[chosen], SPLIT_MARKERS[name], color=SPLIT_COLORS[name], ms=5.5, mec='white',
+                        mew=0.6, label=f'{name} ({chosen.sum()} classes)', zorder=3)
+        else:
+            axes.plot(x[0], y, '.', color=RUN_COLORS[k % len(RUN_COLORS)], alpha=0.35, ms=4, mew=0)
+        grid, smooth = _running_mean(x[0], y)
+        label = 'running mean' if single else (names[k] if names else f'run {k + 1}')
+        color = GREY if single else RUN_COLORS[k % len(RUN_COLORS)]
+        axes.plot(grid, smooth, color=color, ls=RUN_LINES[k % len(RUN_LINES)], label=label, zorder=2)
+    axes.set_xscale('log')
+    _plain_log_ticks(axes.xaxis)
+    axes.invert_xaxis()
+    axes.set(xlabel='training images of the class (large to small)', ylabel='accuracy of the class [%]', ylim=(-3, 103),
+             title='Accuracy against class size')
+    _legend_below(axes)
+    return figure
+
+
+@styled
+def per_class_bars(result: Mapping[str, Any], class_names: Sequence[str] | None = None) -> Any:
+    """Accuracy of every class, largest class first, above the class sizes.
+
+    Args:
+        result: Of :func:`timm_lt.evaluate.report`.
+        class_names: Written under the bars where there are at most 40 classes.
+    """
+    counts = torch.tensor(result['train_images_per_class'])
+    splits = ClassDistribution(counts).splits(result['split_rule'])
+    order = torch.argsort(counts, descending=True, stable=True)
+    accuracy = np.array([np.nan if a is None else a for a in result['per_class']], dtype=float)[order.numpy()]
+    place = np.arange(len(counts))
+    figure, (top, bottom) = _figure(2, width=8.0, height=4.4, rows=2, height_ratios=(3, 1), sharex=True)
+    width = 0.82 if len(counts) <= 200 else 1.0
+    for name in SPLIT_NAMES:
+        chosen = splits[name][order].numpy()
+        if not chosen.any():
+            continue
+        style = {'color': SPLIT_COLORS[name], 'hatch': SPLIT_HATCHES[name] if len(counts) <= 200 else '',
+                 'edgecolor': 'white', 'linewidth': 0, 'width': width}
+        mean = result[name]
+        label = f'{name}: not tested' if mean is None else f'{name}: mean {mean:.1f}'
+        top.bar(place[chosen], accuracy[chosen], label=label, **style)
+        bottom.bar(place[chosen], counts[order].numpy()[chosen], **style)
+        if mean is not None:
+            edges = place[chosen]
+            top.plot([edges[0] - 0.5, edges[-1] + 0.5], [mean, mean], color='white', lw=2.0)
+            top.plot([edges[0] - 0.5, edges[-1] + 0.5], [mean, mean], color=INK, lw=1.0, ls=(0, (4, 2)))
+    missing = np.isnan(accuracy)
+    if missing.any():
+        top.plot(place[missing], np.full(missing.sum(), 1.5), 'x', color=GREY, ms=4, label='no test image')
+    top.set(ylim=(0, 100), ylabel='accuracy [%]', title='Accuracy of every class, largest class first')
+    top.grid(axis='x', visible=False)
+    bottom.grid(axis='x', visible=False)
+    bottom.set_yscale('log')
+    _plain_log_ticks(bottom.yaxis, (1.0,) if counts.max() >= 50 * counts.min().clamp(min=1) else (1.0, 3.0))
+    bottom.set(ylabel='training\nimages', xlim=(-0.8, len(counts) - 0.2))
+    if class_names is not None and len(counts) <= 40:
+        bottom.set_xticks(place, [_short(class_names[c]) for c in order.tolist()])
+        if max(len(_short(n)) for n in class_names) * len(counts) > 90:
+            bottom.tick_params(axis='x', rotation=60)
+            for label in bottom.get_xticklabels():
+                label.set_horizontalalignment('right')
+                label.set_rotation_mode('anchor')
+    else:
+        bottom.set_xlabel('class, sorted by size')
+    _legend_below(top)
+    return figure
+
+
+@styled
+def split_confusion(result: Mapping[str, Any]) -> Any:
+    """Where the images of a split go: percent predicted as a class of each split."""
+    figure, (axes,) = _figure(1, width=3.9, height=3.5)
+    table = result['split_confusion']
+    values = np.array([[np.nan if table[t][p] is None else table[t][p] for p in SPLIT_NAMES] for t in SPLIT_NAMES])
+    axes.imshow(np.nan_to_num(values), cmap=_blues(), vmin=0, vmax=100)
+    for i in range(3):
+        for j in range(3):
+            if np.isnan(values[i, j]):
+                axes.text(j, i, 'absent' if j == 1 else '', ha='center', va='center', color=GREY, style='italic')
+                continue
+            axes.text(j, i, f'{values[i, j]:.1f}', ha='center', va='center', fontsize=11,
+                      color='white' if values[i, j] > 55 else INK, weight='bold' if i == j else 'normal')
+        axes.axhline(i + 0.5, color='white', lw=2)
+        axes.axvline(i + 0.5, color='white', lw=2)
+    axes.set_xticks(range(3), SPLIT_NAMES)
+    axes.set_yticks(range(3), [f"{n}\n({result['splits'][n]['images']})" for n in SPLIT_NAMES])
+    axes.set(xlabel='predicted a class of', ylabel='true class in (test images)', title='Confusion of splits [%]')
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+@styled
+def reliability(logits: Any, targets: Any, class_counts: Any, *, split_rule: str = 'gt100_lt20') -> Any:
+    """Accuracy over confidence, overall and per split; a bar under the diagonal is over-confident.
+
+    Args:
+        logits: (N, C).
+        targets: (N,).
+        class_counts: Training images per class, (C,).
+        split_rule: As in :func:`timm_lt.evaluate.report`.
+    """
+    logits, targets = check_predictions(logits, targets)
+    distribution = ClassDistribution(check_class_counts(class_counts, logits.shape[1], min_count=0))
+    splits = distribution.splits(resolve_split_rule(distribution, split_rule))
+    outcome = predict(logits, targets)
+    targets, right = targets.cpu(), outcome['rank'] == 0
+    confidence = outcome['confidence'].double()
+    usable = torch.isfinite(confidence)
+    panels = {'all': usable, **{name: usable & mask[targets] for name, mask in splits.items()}}
+    figure, grid = _figure(4, width=9.6, height=2.9, columns=4, sharey=True)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    for axes, (name, chosen) in zip(grid, panels.items()):
+        axes.plot([0, 100], [0, 100], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xlabel='confidence [%]', title=name)
+        axes.set_aspect('equal')
+        if not bool(chosen.any()):
+            axes.text(50, 75, 'absent', ha='center', va='center', color=GREY, style='italic')
+            continue
+        c, r = confidence[chosen].numpy(), right[chosen].numpy()
+        bins = np.clip(np.digitize(c, edges) - 1, 0, ECE_BINS - 1)
+        number = np.bincount(bins, minlength=ECE_BINS)
+        filled = number > 0
+        accuracy = 100 * np.bincount(bins, weights=r, minlength=ECE_BINS)[filled] / number[filled]
+        mean = 100 * np.bincount(bins, weights=c, minlength=ECE_BINS)[filled] / number[filled]
+        left = 100 * edges[:-1][filled]
+        width = 100 / ECE_BINS
+        color = SPLIT_COLORS.get(name, '#5b6770')
+        axes.bar(left, accuracy, width, align='edge', color=color, edgecolor='white', linewidth=0.8, zorder=2)
+        axes.plot(mean, accuracy, 'o', color='white', mec=INK, ms=3.6, mew=0.9, zorder=4)
+        for x, a, m in zip(left, accuracy, mean):  # the gap between what is claimed and what holds
+            axes.plot([x + width / 2] * 2, [a, m], color='#b3261e', lw=1.6, zorder=3, solid_capstyle='butt')
+        ece = expected_calibration_error(confidence[chosen], right[chosen])
+        axes.text(0.04, 0.96, f'ECE {ece:.1f}\n{len(c)} images', transform=axes.transAxes, va='top',
+                  bbox={'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.85, 'pad': 1.5}, zorder=6)
+    grid[0].set_ylabel('accuracy [%]')
+    return figure
+
+
+@styled
+def weight_norms(weight: Tensor, class_counts: Any, *, split_rule: str = 'gt100_lt20') -> Any:
+    """Norm of each class's classifier weights, largest class first.
+
+    Args:
+        weight: Of the classifier, (C, D).
+        class_counts: Training images per class, (C,).
+        split_rule: As in :func:`timm_lt.evaluate.report`.
+    """
+    weight = weight.detach().float().cpu()
+    distribution = ClassDistribution(check_class_counts(class_counts, weight.shape[0], min_count=0))
+    splits = distribution.splits(resolve_split_rule(distribution, split_rule))
+    order = torch.argsort(distribution.counts, descending=True, stable=True)
+    norms = weight.flatten(1).norm(dim=1)[order].numpy()
+    figure, (axes,) = _figure(1, width=6.4, height=3.2)
+    axes.plot(norms, color=GREY, lw=1, zorder=1)
+    for name in SPLIT_NAMES:
+        place = splits[name][order].nonzero().flatten().numpy()
+        if len(place):
+            axes.plot(place, norms[place], SPLIT_MARKERS[name], color=SPLIT_COLORS[name], mec='white', mew=0.5, ms=5.5,
+                      label=f'{name}: mean {norms[place].mean():.2f}', zorder=2)
+    axes.set(ylim=(0, 1.12 * norms.max()), xlabel='class, sorted by size (large to small)',
+             ylabel='norm of the weights', title='Classifier weight norms')
+    _legend_below(axes)
+    return figure
+
+
+@styled
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Loss, learning rate and accuracies over the epochs.
+
+    Args:
+        rows: Of ``summary.csv``, see :func:`timm_lt.evaluate.html_report.read_summary`.
+    """
+    figure, (left, right) = _figure(2, width=9.0, height=3.2, columns=2)
+    for key, label, style in (('train_loss', 'training', '-'), ('val_loss', 'validation', '--'),
+                              ('eval_loss', 'evaluation', '--')):
+        x, y = _column(rows, key)
+        if len(x):
+            left.plot(x, y, style, color=INK if style == '-' else GREY, label=label, marker='o' if len(x) < 2 else None)
+    left.set(xlabel='epoch', ylabel='loss', title='Loss and learning rate')
+    x, y = _column(rows, 'lr')
+    if len(x):
+        rate = left.twinx()
+        rate.plot(x, y, ':', color='#b07d2b', lw=1.4)
+        rate.set_ylabel('learning rate (dotted)', color='#8a6220')
+        rate.spines['right'].set_visible(False)
+        rate.grid(visible=False)
+        rate.set_ylim(0, 1.05 * max(y) if max(y) > 0 else 1)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(loc='upper right')
+    ends = []
+    for name in ('top1', *SPLIT_NAMES):
+        x, y = _column(rows, name)
+        if not len(x):
+            continue
+        color = SPLIT_COLORS.get(name, INK)
+        right.plot(x, y, color=color, lw=2.4 if name == 'top1' else 1.6, ls='-' if name == 'top1' else '--',
+                   marker=SPLIT_MARKERS.get(name), ms=4.5, mec='white', mew=0.5, markevery=max(1, len(x) // 8))
+        ends.append((y[-1], x[-1], name, color))
+    _label_ends(right, ends)
+    right.set(xlabel='epoch', ylabel='accuracy [%]', title='Accuracy')
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
+def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
+    """Top-1 and split accuracies of several runs side by side, with intervals or deviations where known.
+
+    Args:
+        reports: Results of :func:`timm_lt.evaluate.report` or :func:`timm_lt.evaluate.merge_seeds`.
+        names: Name of each run.
+    """
+    figures = ('top1', 'balanced_accuracy', *SPLIT_NAMES)
+    figure, (axes,) = _figure(1, width=8.0, height=3.5)
+    width = 0.8 / len(reports)
+    for k, (result, name) in enumerate(zip(reports, names)):
+        mean = result.get('mean', result)
+        x = np.arange(len(figures)) + (k - (len(reports) - 1) / 2) * width
+        y = [mean.get(f) for f in figures]
+        light = k % 2 == 1
+        axes.bar(x, [v or 0 for v in y], 0.92 * width, color=RUN_COLORS[k % len(RUN_COLORS)], edgecolor='white',
+                 hatch='////' if light else '', linewidth=0, label=name)
+        for place, value, f in zip(x, y, figures):
+            if value is None:
+                axes.text(place, 1, 'absent', rotation=90, ha='center', va='bottom', color=GREY, style='italic')
+                continue
+            low, high = _error(result, f, value)
+            axes.plot([place] * 2, [low, high], color=INK, lw=1.1)
+            if len(reports) <= 5:
+                axes.text(place, high + 1.2, f'{value:.1f}', ha='center', va='bottom', fontsize=7.5)
+    axes.set_xticks(range(len(figures)), [f.replace('_accuracy', '').replace('top1', 'top-1') for f in figures])
+    axes.set(ylabel='accuracy [%]', ylim=(0, 105), title='Accuracy by split')
+    axes.grid(axis='x', visible=False)
+    axes.tick_params(axis='x', length=0)
+    _legend_below(axes)
+    return figure
+
+
+@styled
+def compare_curves(summaries: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Any:
+    """Top-1 and few-shot accuracy over the epochs of several runs."""
+    figure, panels = _figure(4, width=10.4, height=2.8, columns=4)
+    for axes, key in zip(panels, ('top1', *SPLIT_NAMES)):
+        for k, (rows, name) in enumerate(zip(summaries, names)):
+            x, y = _column(rows, key)
+            if len(x):
+                axes.plot(x, y, color=RUN_COLORS[k % len(RUN_COLORS)], ls=RUN_LINES[k % len(RUN_LINES)], label=name)
+        axes.set(xlabel='epoch', title='top-1' if key == 'top1' else key)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if not axes.lines:
+            axes.text(0.5, 0.5, 'absent', transform=axes.transAxes, ha='center', color=GREY, style='italic')
+    panels[0].set_ylabel('accuracy [%]')
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(4, max(1, len(labels))))
+    return figure
+
+
+@styled
+def landscape_lines(line: Mapping[str, Any]) -> Any:
+    """Loss along a random direction, one line per split.
+
+    Args:
+        line: Of :func:`timm_lt.evaluate.landscape.loss_line`.
+    """
+    figure, (axes,) = _figure(1, width=5.6, height=3.5)
+    ends = []
+    for name, losses in line['loss'].items():
+        color = SPLIT_COLORS.get(name, GREY)
+        axes.plot(line['steps'], losses, color=color, marker=SPLIT_MARKERS.get(name), ms=4, mec='white', mew=0.5,
+                  markevery=max(1, len(losses) // 10), ls='-' if name in SPLIT_COLORS else ':')
+        ends.append((losses[-1], line['steps'][-1], name, color))
+    highest = max(max(v) for v in line['loss'].values())
+    lowest = max(1e-8, min(min(v) for v in line['loss'].values()))
+    if highest > 50 * lowest:
+        axes.set_yscale('log')
+    _label_ends(axes, ends)
+    axes.axvline(0, color=GREY, lw=0.8, zorder=1)
+    axes.set(xlabel='step along a filter-normalised random direction', ylabel='loss', title='Loss landscape by split')
+    return figure
+
+
+@styled
+def landscape_surfaces(surface: Mapping[str, Any]) -> Any:
+    """Contours of the loss over two random directions, one panel per split, one scale.
+
+    Args:
+        surface: Of :func:`timm_lt.evaluate.landscape.loss_surface`.
+    """
+    splits = list(surface['loss'])
+    figure, panels = _figure(len(splits), width=2.9 * len(splits) + 0.9, height=3.2, columns=len(splits), sharey=True)
+    values = {name: np.log10(np.maximum(np.array(surface['loss'][name], dtype=float), 1e-6)) for name in splits}
+    low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+    levels = np.linspace(low, high if high > low else low + 1, 14)
+    for axes, name in zip(panels, splits):
+        drawn = axes.contourf(surface['steps'], surface['steps'], values[name].T, levels, cmap='bone_r', extend='both')
+        axes.contour(surface['steps'], surface['steps'], values[name].T, levels, colors=INK, linewidths=0.4)
+        axes.plot(0, 0, '+', color='#b3261e', ms=9, mew=1.8)
+        axes.set(title=name, xlabel='direction 1')
+        axes.set_aspect('equal')
+        axes.grid(visible=False)
+    panels[0].set_ylabel('direction 2')
+    from matplotlib.ticker import FuncFormatter
+    bar = figure.colorbar(drawn, ax=list(panels), shrink=0.85, pad=0.015)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{10 ** v:.2g}'))
+    bar.set_label('loss (one scale)')
+    return figure
+
+
+def _figure(panels: int, *, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(width, height), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)[:panels]
+
+
+def _tested(result: Mapping[str, Any]) -> tuple[Any, np.ndarray]:
+    """Class sizes (and their logarithms, and the class numbers) and accuracies of the tested classes."""
+    classes = np.array([c for c, a in enumerate(result['per_class']) if a is not None])
+    size = np.maximum(np.array(result['train_images_per_class'])[classes], 0.7)  # a class without images, left of 1
+    return (size, np.log(size), classes), np.array([result['per_class'][c] for c in classes], dtype=float)
+
+
+def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian-weighted mean over log class size, a sixth of the range wide."""
+    log = np.log(x)
+    width = max((log.max() - log.min()) / 8, 1e-3)
+    grid = np.linspace(log.min(), log.max(), 60)
+    weights = np.exp(-0.5 * ((grid[:, None] - log) / width) ** 2)
+    return np.exp(grid), (weights * y).sum(1) / weights.sum(1)
+
+
+def _error(result: Mapping[str, Any], name: str, value: float) -> tuple[float, float]:
+    if 'std' in result:
+        deviation = result['std'].get(name) or 0.0
+        return value - deviation, value + deviation
+    found = (result.get('confidence') or {}).get(name)
+    return tuple(found) if found else (value, value)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [(r.get('epoch', k), r[key]) for k, r in enumerate(rows) if r.get(key) is not None]
+    return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names and last values right of the lines, pushed apart where they would overlap."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    log = axes.get_yscale() == 'log'
+    to = np.log10 if log else (lambda v: v)
+    low, high = to(low), to(high)
+    gap = 0.075 * (high - low)
+    place = -np.inf
+    for value, x, name, color in sorted(ends):
+        place = max(to(value), place + gap)
+        axes.annotate(
+            f"{'top-1' if name == 'top1' else name} {value:.3g}", (x, value), (1.02, (place - low) / (high - low)),
+            xycoords='data', textcoords='axes fraction', va='center', color=INK, fontsize=8, annotation_clip=False,
+            arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.8, 'shrinkA': 1, 'shrinkB': 2})
+
+
+def _legend_below(axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 4 if sum(map(len, labels)) < 80 else 2
+    axes.figure.legend(handles, labels, loc='outside lower center', ncols=min(columns, max(1, len(labels))),
+                       handlelength=1.8, columnspacing=1.6)
+
+
+def _plain_log_ticks(axis: Any, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axis.set_major_locator(LogLocator(10, subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _blues() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+    return LinearSegmentedColormap.from_list('ink', ['#ffffff', '#17375e'])
+
+
+def _short(name: str, length: int = 16) -> str:
+    return name if len(name) <= length else name[:length - 1] + '…'
