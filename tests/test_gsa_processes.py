@@ -1,0 +1,72 @@
+"""GSA on two processes, a group missing on one of them, the penalty on: equal to one process with the joint batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+WORLD = 2
+STEPS = 3
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    x, y = torch.randn(12, 1, 6, 6, generator=generator).double(), torch.randint(0, 5, (12,), generator=generator)
+    y[:6] = torch.tensor([0, 1, 0, 2, 1, 0])  # the first process never sees group 2
+    y[6:] = y[6:].clamp(min=1)
+    y[6] = 3
+    return x, y
+
+
+def train(rank, options, norm='group'):
+    """Weights after the steps; ``rank`` None is one process with the joint batch."""
+    from test_gsa import Net, make, penalty_of
+
+    from timm_lt.optim import BatchClosure
+    torch.manual_seed(0)
+    model = Net(norm).double()
+    optimizer = make(model, **options)
+    penalty = penalty_of(model)
+    optimizer.set_penalty(penalty if options.get('variant') == 'released' else penalty.quadratic(), alpha=0.8)
+    wrapped = model if rank is None else DistributedDataParallel(model)
+    for step in range(STEPS):
+        x, y = batch(step)
+        if rank is not None:
+            x, y = x[rank * 6:rank * 6 + 6], y[rank * 6:rank * 6 + 6]
+        optimizer.step(BatchClosure(wrapped, nn.CrossEntropyLoss(), x, y))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def run_process():
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
+    for options, norm in (({}, 'group'), ({'weighting': 'equal'}, 'group'), ({'variant': 'released'}, 'group'),
+                          ({}, 'batch'), ({'batchnorm': 'stacked'}, 'batch')):
+        weights = train(rank, options, norm)
+        other = weights.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(weights, other), f'replicas differ: {options} {norm}'
+        if norm == 'group' and rank == 0:
+            torch.testing.assert_close(weights, train(None, options, norm), rtol=1e-10, atol=1e-12)
+    dist.destroy_process_group()
+    Path(os.environ['GSA_DONE'] + str(rank)).touch()
+
+
+def test_two_processes_equal_one_when_a_group_is_missing_on_a_rank(tmp_path):
+    environment = {
+        **os.environ, 'OMP_NUM_THREADS': '1', 'GSA_DONE': str(tmp_path / 'done'),
+        'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])}
+    result = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(WORLD), __file__],
+        env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['done0', 'done1']
+
+
+if __name__ == '__main__':
+    run_process()
