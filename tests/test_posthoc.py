@@ -171,6 +171,11 @@ def test_choice_counts_classes_of_the_validation_part_and_can_count_images():
     assert (images.tau, images.score) == (0.0, pytest.approx(0.9))
 
 
+def test_of_equally_good_taus_the_smallest_is_chosen():
+    chosen = choose_tau('logit_adjust', torch.eye(3) * 50, torch.arange(3), class_counts=COUNTS, taus=[2.0, 0.5, 1.0])
+    assert (chosen.tau, chosen.score) == (0.5, 1.0)
+
+
 def test_correction_is_stored_as_json_and_works_on_a_single_image():
     logits, targets = long_tailed_logits()
     layer = torch.nn.Linear(4, 3)

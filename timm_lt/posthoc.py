@@ -1,7 +1,7 @@
 """Corrections of a trained classifier's scores: no training, and all on logarithms.
 
-Papers: prediction re-balancing: the paper of the GALA loss, ``P_ic / (sum_i P_ic)**tau`` with P the softmax matrix of a
-whole set of images;
+Papers: prediction re-balancing: the paper of the GALA loss (see :mod:`timm_lt.losses.gala`), Zhang et al., ICASSP 2024,
+``P_ic / (sum_i P_ic)**tau`` with P the softmax matrix of a whole set of images;
 logit adjustment: A. Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, https://arxiv.org/abs/2007.07314,
 Eq. (9);
 tau-normalisation: B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
