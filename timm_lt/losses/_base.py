@@ -127,7 +127,7 @@ class LongTailLoss(nn.Module):
         return weight_of_target
 
     def normalizer(self, target: Tensor) -> Tensor:
-        """What 'mean' divides the sum of the per-sample values by: a scalar tensor, B or the sum of the weights."""
+        """What 'mean' divides the sum of the per-sample values by, a scalar tensor: B, or the sum of the weights."""
         weight = self.sample_weight(target)
         if weight is None:
             return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
@@ -156,8 +156,11 @@ class LongTailLoss(nn.Module):
             loss = self.weighted_per_sample(logits, target)
             if reduction == 'none':
                 return loss
-            total = loss.sum()
-            return total if reduction == 'sum' else total / self.normalizer(target).to(total.dtype)
+            if reduction == 'sum':
+                return loss.sum()
+            if self.class_weight is None:
+                return loss.mean()
+            return loss.sum() / self.normalizer(target).to(loss.dtype)
 
     # Statistics. A loss without any inherits these as they are.
 

@@ -73,17 +73,21 @@ def _losses(
         variant: str,
 ) -> Tensor:
     """Loss of each sample, (B,); for a soft target that of each sample for every class, (B, C)."""
-    log_sum = torch.log(gradient_sum + epsilon)
-    adjusted = logits + (lambda1 * log_sum).to(logits.dtype)
+    log_sum = torch.log(gradient_sum + epsilon).to(logits.dtype)
+    adjusted = torch.add(logits, log_sum, alpha=lambda1)
     # a margin off all negative logits is the same, to the softmax, as that margin on the own logit;
     # one off all logits ('released') is nothing
-    own_margin = (lambda2 * log_sum).to(logits.dtype) if variant == 'paper' and lambda2 else None
+    has_own_margin = variant == 'paper' and lambda2 > 0
     if target.is_floating_point():
-        return -F.log_softmax(adjusted, dim=1) if own_margin is None else margin_losses(adjusted, -own_margin)
-    if own_margin is not None:
+        return margin_losses(adjusted, -lambda2 * log_sum) if has_own_margin else -F.log_softmax(adjusted, dim=1)
+    if has_own_margin:
         column = target[:, None]
-        adjusted.scatter_add_(1, column, own_margin[column])
+        adjusted.scatter_add_(1, column, lambda2 * log_sum[column])
     return F.cross_entropy(adjusted, target, reduction='none')
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @register_loss('gala', paper='Zhang et al., ICASSP 2024', needs=('class_counts',))
@@ -161,19 +165,24 @@ class GALALoss(LongTailLoss):
 
     @torch.no_grad()
     def _stage(self, losses: Tensor, target: Tensor) -> None:
-        # |g_y| = 1 - p_y; a logit that overflowed must not spoil the statistics for good
-        gradient = torch.nan_to_num(-torch.expm1(-losses), nan=0.0)
-        if target.is_floating_point():
-            self.pending[:-1] += (target * gradient).sum(0)
+        # minus |g_y| = p_y - 1; a logit that overflowed must not spoil the statistics for good
+        minus_gradient = torch.nan_to_num(torch.expm1(-losses), nan=0.0).to(self.pending.dtype)
+        if self.statistics_mode == 'immediate' and self.variant == 'paper' and not _several_processes():
+            total = self.gradient_sum  # the commit below, in one operation
         else:
-            self.pending.index_add_(0, target, gradient.to(self.pending.dtype))
-        self.pending[-1] += target.shape[0]
-        if self.statistics_mode == 'immediate':
-            self.commit_statistics()
+            total = self.pending
+        if target.is_floating_point():
+            total[:target.shape[1]] -= (target * minus_gradient).sum(0)
+        else:
+            total.index_add_(0, target, minus_gradient, alpha=-1)
+        if total is self.pending:
+            total[-1] += target.shape[0]
+            if self.statistics_mode == 'immediate':
+                self.commit_statistics()
 
     @torch.no_grad()
     def commit_statistics(self) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if _several_processes():
             dist.all_reduce(self.pending)
         if self.variant == 'paper':
             self.gradient_sum += self.pending[:-1]
