@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .._files import whole_file
 from .._validate import check_class_counts
@@ -215,19 +214,19 @@ def reliability(logits: Any, targets: Any, class_counts: Any, *, split_rule: str
 
 
 @styled
-def weight_norms(weight: Tensor, class_counts: Any, *, split_rule: str = 'gt100_lt20') -> Any:
+def weight_norms(weight: Any, class_counts: Any, *, split_rule: str = 'gt100_lt20') -> Any:
     """Norm of each class's classifier weights, largest class first.
 
     Args:
-        weight: Of the classifier, (C, D).
+        weight: Of the classifier, (C, D), or the norms themselves, (C,).
         class_counts: Training images per class, (C,).
         split_rule: As in :func:`timm_lt.evaluate.report`.
     """
-    weight = weight.detach().float().cpu()
+    weight = torch.as_tensor(weight).detach().float().cpu()
     distribution = ClassDistribution(check_class_counts(class_counts, weight.shape[0], min_count=0))
     splits = distribution.splits(resolve_split_rule(distribution, split_rule))
     order = torch.argsort(distribution.counts, descending=True, stable=True)
-    norms = weight.flatten(1).norm(dim=1)[order].numpy()
+    norms = weight.reshape(len(weight), -1).norm(dim=1)[order].numpy()
     figure, (axes,) = _figure(1, width=6.4, height=3.2)
     axes.plot(norms, color=GREY, lw=1, zorder=1)
     for name in SPLIT_NAMES:

@@ -1,0 +1,178 @@
+import csv
+import json
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from timm_lt import ClassDistribution
+from timm_lt.evaluate import plots, report
+from timm_lt.evaluate.html_comparison import comparison_page, write_comparison
+from timm_lt.evaluate.html_report import write_report
+from timm_lt.evaluate.runs import group_runs, load_run, read_summary
+
+COUNTS = [300, 150, 60, 30, 12, 5]
+NAMES = ['cat', 'dog', '<b>bird</b>', 'fox', 'owl', 'elk']
+
+
+def write_run(folder, seed=0, loss='ce', gain=0.0, counts=COUNTS, files=True):
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(6).repeat(40)
+    logits = torch.randn(240, 6, generator=generator)
+    logits[torch.arange(240), targets] += 1.2 + gain * (targets >= 4)
+    result = report(logits, targets, counts, class_names=NAMES, bootstrap=50)
+    result.update(seed=seed, model='tiny', num_parameters=1234567, protocol={'epoch': 'last', 'chosen_by': 'nothing'})
+    (folder / 'metrics.json').write_text(json.dumps(result))
+    if not files:
+        return folder
+    np.savez(folder / 'predictions.npz', logits=logits.half().numpy(), targets=targets.numpy())
+    ClassDistribution(counts, NAMES).to_json(folder / 'class_distribution.json')
+    (folder / 'args.yaml').write_text(yaml.safe_dump({'loss': loss, 'seed': seed, 'experiment': folder.name}))
+    with open(folder / 'summary.csv', 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(['epoch', 'train_loss', 'lr', 'top1', 'many', 'medium', 'few'])
+        writer.writerows([[0, 2.0, 0.1, '', '', '', ''], [1, 1.0, 0.05, 40.0, 60.0, 40.0, 20.0]])
+    return folder
+
+
+def pictures(page):
+    from base64 import b64decode
+    return [Image.open(BytesIO(b64decode(data))) for data in re.findall(r'data:image/png;base64,([^\']+)', page)]
+
+
+def test_page_of_a_run_is_self_contained_and_names_the_protocol(tmp_path):
+    run = write_run(tmp_path / 'run')
+    path = write_report(run)
+    page = path.read_text()
+    assert path == run / 'report.html'
+    assert not re.search(r'(src|href)=[\'"](?!data:)', page) and '<script' not in page and '@import' not in page
+    for fact in ('gt100_lt20', '1,234,567', 'chosen by', 'nothing', 'transductive', 'seed'):
+        assert fact in page
+    assert '&lt;b&gt;bird&lt;/b&gt;' in page and '<b>bird' not in page
+    result = json.loads((run / 'metrics.json').read_text())
+    for key in ('top1', 'many', 'medium', 'few', 'ece'):
+        assert f'<b>{result[key]:.1f}</b>' in page
+    assert len(pictures(page)) == 5
+    found = {p.stem for p in (run / 'plots').glob('*.png')}
+    assert found == {'accuracy_by_class_size', 'per_class', 'split_confusion', 'reliability', 'training_curves'}
+
+
+def test_page_shows_what_the_run_has(tmp_path):
+    run = write_run(tmp_path / 'run', files=False)
+    result = json.loads((run / 'metrics.json').read_text())
+    steps = [-1.0, 0.0, 1.0]
+    result['weight_norms'] = [3.0, 2.0, 2.0, 1.0, 1.0, 0.5]
+    result['landscape'] = {
+        'rho': 0.05, 'top_eigenvalue': {'many': 1.5, 'few': None},
+        'line': {'steps': steps, 'loss': {'many': [2, 1, 2]}},
+        'surface': {'steps': steps, 'loss': {'many': [[2, 1, 2]] * 3, 'few': [[3, 2, 3]] * 3}},
+    }
+    result['open_set'] = {
+        'score': 'energy', 'f_measure_oltr': 0.512, 'f_measure_without_rejected': 0.6, 'auroc': None, 'fpr95': 1.0,
+        'oscr': 2.0, 'threshold': 0.5, 'threshold_rule': 'fixed beforehand', 'num_known': 3, 'num_unknown': 2}
+    (run / 'metrics.json').write_text(json.dumps(result))
+    page = write_report(run).read_text()
+    assert len(pictures(page)) == 6
+    for text in ('Loss landscape', 'top eigenvalue', 'Open set', '0.512', 'fixed beforehand'):
+        assert text in page
+    assert 'Calibration' not in page and 'Training<' not in page
+
+
+def test_absent_split_is_written_as_absent(tmp_path):
+    page = write_report(write_run(tmp_path / 'run', counts=[300] * 6)).read_text()
+    assert "<b class='absent'>absent</b>" in page and 'absent splits' in page
+
+
+def test_transductive_figures_are_labelled(tmp_path):
+    run = write_run(tmp_path / 'run')
+    result = json.loads((run / 'metrics.json').read_text())
+    (run / 'metrics.json').write_text(json.dumps({**result, 'transductive': True, 'posthoc': 'rebalance(tau=1)'}))
+    assert 'Transductive.' in write_report(run).read_text()
+
+
+def test_folder_without_metrics_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='has no metrics.json'):
+        load_run(tmp_path)
+    run = write_run(tmp_path / 'run')
+    (run / 'metrics.json').write_text('{')
+    with pytest.raises(ValueError, match='run cannot be read'):
+        load_run(run)
+    (run / 'metrics.json').write_text('{"top1": 3}')
+    with pytest.raises(ValueError, match="lacks .*'per_class'"):
+        load_run(run)
+
+
+def test_seeds_of_one_recipe_are_merged_and_recipes_named_by_what_differs(tmp_path):
+    runs = [write_run(tmp_path / f'r{k}', seed=k, loss=loss) for k, loss in enumerate(('ce', 'bs', 'ce', 'bs'))]
+    groups = group_runs([load_run(r) for r in runs])
+    assert [(g['name'], len(g['runs'])) for g in groups] == [('loss ce', 2), ('loss bs', 2)]
+    top1 = [r['metrics']['top1'] for r in groups[0]['runs']]
+    assert groups[0]['merged']['mean']['top1'] == pytest.approx(np.mean(top1))
+
+
+def test_one_run_given_twice_is_not_taken_for_two_seeds(tmp_path):
+    run = load_run(write_run(tmp_path / 'run'))
+    assert [len(g['runs']) for g in group_runs([run, run])] == [1, 1]
+
+
+def test_comparison_marks_the_split_that_gained_and_only_it(tmp_path):
+    runs = [write_run(tmp_path / 'a', loss='ce'), write_run(tmp_path / 'b', loss='bs', gain=2.0)]
+    page = write_comparison(runs, tmp_path / 'comparison.html', bootstrap=500).read_text()
+    row = next(r for r in page.split('<tr>') if r.startswith('<td>loss bs'))
+    cells = re.findall(r'<td.*?</td>', row)
+    assert '<sup>***</sup>' not in cells[4] and '<sup>' not in cells[4] and '<sup>**' in cells[6]
+    assert 'McNemar' in page and 'paired bootstrap' in page and 'not comparable' not in page
+    assert len(pictures(page)) == 3
+
+
+def test_comparison_over_seeds_uses_the_seeds(tmp_path):
+    runs = [write_run(tmp_path / f'{loss}{k}', seed=k, loss=loss, gain=g)
+            for loss, g in (('ce', 0.0), ('bs', 2.0)) for k in range(3)]
+    page = comparison_page(group_runs([load_run(r) for r in runs]))
+    assert 'Welch' in page and 'paired bootstrap over' not in page and '±' in page
+
+
+def test_comparison_warns_of_runs_that_are_not_comparable(tmp_path):
+    runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', loss='bs', counts=[300, 150, 60, 30, 12, 4])]
+    page = comparison_page(group_runs([load_run(r) for r in runs]), bootstrap=20)
+    assert 'not comparable' in page
+
+
+def test_summary_rows_hold_numbers_or_none(tmp_path):
+    rows = read_summary(write_run(tmp_path / 'run') / 'summary.csv')
+    assert rows[0] == {'epoch': 0, 'train_loss': 2, 'lr': 0.1, 'top1': None, 'many': None, 'medium': None, 'few': None}
+
+
+@pytest.mark.parametrize('counts', [[1] * 6, [0, 1, 2, 3, 4, 200]])
+def test_every_plot_draws_for_any_class_sizes(counts, tmp_path):
+    targets = torch.arange(5).repeat(4)  # the last class is not tested
+    logits = torch.randn(20, 6)
+    logits[0] = torch.nan
+    result = report(logits, targets, counts)
+    for figure in (
+            plots.accuracy_by_class_size(result), plots.accuracy_by_class_size([result, result], ['a', 'b']),
+            plots.per_class_bars(result), plots.split_confusion(result), plots.reliability(logits, targets, counts),
+            plots.weight_norms(torch.randn(6, 3), counts), plots.split_bars([result], ['a']),
+            plots.training_curves([]), plots.training_curves([{'epoch': 0.0, 'train_loss': 1.0, 'top1': 3.0}]),
+            plots.compare_curves([[], []], ['a', 'b']),
+    ):
+        path = plots.save(figure, tmp_path / 'figure.png', dpi=40)
+        assert Image.open(path).size[0] > 100
+
+
+def test_plots_leave_the_style_of_the_caller_alone():
+    import matplotlib
+    before = dict(matplotlib.rcParams)
+    plots.split_confusion(report(torch.eye(6), torch.arange(6), COUNTS))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_split_colors_keep_their_order_in_grey():
+    from matplotlib.colors import to_rgb
+    grey = [np.dot(to_rgb(plots.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
+    assert grey[1] - grey[0] > 0.2 and grey[2] - grey[1] > 0.15

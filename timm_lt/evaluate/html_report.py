@@ -1,0 +1,168 @@
+"""HTML page of one run, which a browser opens without anything else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._files import write_text
+from ..class_distribution import SPLIT_NAMES, ClassDistribution
+from . import plots
+from ._html import escape, facts_table, page, parameters_of, picture, protocol_of, title_of, to_png
+from .runs import load_run
+
+
+def run_figures(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that a run of :func:`load_run` allows, by name."""
+    metrics, rule = run['metrics'], run['metrics']['split_rule']
+    counts = metrics['train_images_per_class']
+    figures = {
+        'accuracy_by_class_size': plots.accuracy_by_class_size(metrics),
+        'per_class': plots.per_class_bars(metrics, run['class_names']),
+    }
+    if metrics.get('split_confusion'):
+        figures['split_confusion'] = plots.split_confusion(metrics)
+    if run['logits'] is not None:
+        figures['reliability'] = plots.reliability(run['logits'], run['targets'], counts, split_rule=rule)
+    if metrics.get('weight_norms'):
+        figures['weight_norms'] = plots.weight_norms(metrics['weight_norms'], counts, split_rule=rule)
+    if run['summary']:
+        figures['training_curves'] = plots.training_curves(run['summary'])
+    landscape = metrics.get('landscape') or {}
+    if landscape.get('line'):
+        figures['landscape_line'] = plots.landscape_lines(landscape['line'])
+    if landscape.get('surface'):
+        figures['landscape_surface'] = plots.landscape_surfaces(landscape['surface'])
+    return figures
+
+
+def write_report(run_dir: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of a run and its figures.
+
+    Args:
+        run_dir: The run folder; figures go to its ``plots/``.
+        path: The page; None is ``run_dir/report.html``.
+
+    Returns:
+        Where the page is.
+    """
+    run = load_run(run_dir)
+    path = Path(run_dir) / 'report.html' if path is None else Path(path)
+    figures = {name: (to_png(figure), figure) for name, figure in run_figures(run).items()}
+    for name, (png, _) in figures.items():
+        target = Path(run_dir) / 'plots' / f'{name}.png'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(png)
+    write_text(path, run_page(run, {name: png for name, (png, _) in figures.items()}))
+    return path
+
+
+def run_page(run: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
+    """HTML of one run; ``images`` are PNG bytes by figure name."""
+    m = run['metrics']
+    lead = [m.get('model'), parameters_of(m.get('num_parameters')), f"{m['num_images']} test images",
+            f"{m['num_classes']} classes", f"split rule {m['split_rule']}",
+            None if m.get('seed') is None else f"seed {m['seed']}"]
+    body = [f"<h1>{escape(run['name'])}</h1>", f"<p class='lead'>{escape(' · '.join(filter(None, lead)))}</p>"]
+    if m.get('transductive'):
+        body.append(
+            f"<p class='note'><b>Transductive.</b> {escape(m.get('posthoc'))} read the unlabelled test set as a whole; "
+            'these figures are not comparable with inductive ones.</p>')
+    if m.get('non_finite'):
+        body.append(
+            f"<p class='note'>{m['non_finite']} images have scores that are NaN or infinite; they count as wrong.</p>")
+    body.append(_tiles(m))
+    body.append('<h2>Accuracy by class size</h2>')
+    body.append(picture(images, 'accuracy_by_class_size', 'Each mark is a class.'))
+    body.append(picture(images, 'per_class', 'Dashed: mean of the split.'))
+    pair = [picture(images, 'split_confusion', 'Percent of the test images of a row.'),
+            picture(images, 'weight_norms', '')]
+    body.append(f"<div class='pair'>{''.join(pair)}</div>")
+    if 'reliability' in images:
+        body.append('<h2>Calibration</h2>')
+        body.append(picture(
+            images, 'reliability', 'Bars: accuracy of the images of a confidence. Red: gap to what the network claims; '
+            'red above a bar is over-confident. ECE in percent, 15 bins.'))
+    if m.get('open_set'):
+        body.append('<h2>Open set</h2>' + _open_set(m['open_set']))
+    landscape = m.get('landscape') or {}
+    if landscape:
+        body.append('<h2>Loss landscape</h2>' + _curvature(landscape))
+        body.append(f"<div class='pair'>{picture(images, 'landscape_line', '')}</div>")
+        body.append(picture(images, 'landscape_surface', 'Red cross: the trained weights.'))
+    if 'training_curves' in images:
+        body.append('<h2>Training</h2>' + picture(images, 'training_curves', ''))
+    body.append('<h2>Protocol</h2>' + facts_table(protocol_of(m)))
+    body.append('<h2>Classes</h2>' + _class_table(m, run['class_names']))
+    if run['args']:
+        body.append(f"<details><summary>All options of the run</summary>{facts_table(run['args'])}</details>")
+    return page(run['name'], ''.join(body))
+
+
+def _tiles(m: Mapping[str, Any]) -> str:
+    confidence = m.get('confidence') or {}
+    tiles = []
+    for key, label in (('top1', 'top-1'), *[(n, n) for n in SPLIT_NAMES], ('balanced_accuracy', 'balanced'),
+                       ('worst_class', 'worst class'), ('ece', 'ECE'), ('top5', 'top-5')):
+        value = m.get(key)
+        shown = "<b class='absent'>absent</b>" if value is None else f'<b>{value:.1f}</b>'
+        small = ''
+        if confidence.get(key):
+            small = '95%: {:.1f} to {:.1f}'.format(*confidence[key])
+        if key == 'worst_class':
+            small = escape(m.get('worst_class_name') or f"class {m.get('worst_class_index')}")
+        kind = key if key in SPLIT_NAMES else 'other'
+        if key in SPLIT_NAMES:
+            split = m['splits'][key]
+            label = f"{label} · {split['classes']} classes"
+        tiles.append(f"<div class='tile {kind}'><span>{label}</span>{shown}<small>{small}</small></div>")
+    return f"<div class='tiles'>{''.join(tiles)}</div>"
+
+
+def _open_set(found: Any) -> str:
+    results = found if isinstance(found, list) else [found]
+    head = ('score', 'F (OLTR)', 'F (rejected known not counted)', 'AUROC', 'FPR@95', 'OSCR', 'threshold')
+    titles = ''.join(f'<th>{h}</th>' for h in head) + "<th class='text'>chosen by</th>"
+    rows = []
+    for r in results:
+        values = [r['score'], f"{r['f_measure_oltr']:.3f}", f"{r['f_measure_without_rejected']:.3f}"]
+        values += ['absent' if r[k] is None else f'{r[k]:.1f}' for k in ('auroc', 'fpr95', 'oscr')]
+        values.append(f"{r['threshold']:.4g}")
+        cells = ''.join(f'<td>{escape(v)}</td>' for v in values)
+        rows.append(f"<tr>{cells}<td class='text'>{escape(r['threshold_rule'])}</td></tr>")
+    r = results[0]
+    return (f"<p>{r['num_known']} images of known classes, {r['num_unknown']} of unknown ones.</p>"
+            f"<div class='scroll'><table><tr>{titles}</tr>{''.join(rows)}</table></div>")
+
+
+def _curvature(landscape: Mapping[str, Any]) -> str:
+    keys = [k for k in ('loss', 'top_eigenvalue', 'trace', 'sharpness') if landscape.get(k)]
+    if not keys:
+        return ''
+    splits = [n for n in ('all', *SPLIT_NAMES) if any(n in landscape[k] for k in keys)]
+    rows = []
+    for k in keys:
+        label = title_of(k) + (f" at rho {landscape['rho']:g}" if k == 'sharpness' and 'rho' in landscape else '')
+        values = [landscape[k].get(n) for n in splits]
+        cells = ''.join("<td class='absent'>absent</td>" if v is None else f'<td>{v:.4g}</td>' for v in values)
+        rows.append(f'<tr><td>{escape(label)}</td>{cells}</tr>')
+    return f"<table><tr><th></th>{''.join(f'<th>{n}</th>' for n in splits)}</tr>{''.join(rows)}</table>"
+
+
+def _class_table(m: Mapping[str, Any], names: Sequence[str] | None) -> str:
+    counts = m['train_images_per_class']
+    splits = ClassDistribution(counts).splits(m['split_rule'])
+    rows = []
+    for c in sorted(range(len(counts)), key=lambda c: -counts[c]):
+        accuracy = m['per_class'][c]
+        split = next(n for n in SPLIT_NAMES if bool(splits[n][c]))
+        shown = "<td class='absent'>not tested</td>" if accuracy is None else (
+            f"<td style='text-align:left'><span class='number'>{accuracy:.1f}</span>"
+            f"<span class='bar {split}' style='width:{1.6 * accuracy:.0f}px'></span></td>")
+        tested = (m.get('test_images_per_class') or [''] * len(counts))[c]
+        rows.append(f'<tr><td>{escape(names[c] if names else c)}</td><td class="text">{split}</td><td>{counts[c]}</td>'
+                    f'<td>{tested}</td>{shown}</tr>')
+    table = ('<table><tr><th>class</th><th class="text">split</th><th>training images</th><th>test images</th>'
+             f"<th style='text-align:left'>accuracy [%]</th></tr>{''.join(rows)}</table>")
+    if len(rows) <= 20:
+        return table
+    return f'<details><summary>Table of {len(rows)} classes, largest first</summary>{table}</details>'

@@ -1,0 +1,134 @@
+"""Run folders: reading them, and the runs of one recipe together.
+
+A run folder holds ``metrics.json`` (result of :func:`timm_lt.evaluate.report`, with ``seed``, ``model``,
+``num_parameters``, ``protocol`` ...) and, as far as the run wrote them, ``summary.csv``, ``predictions.npz``
+(``logits``, ``targets``), ``class_distribution.json`` and ``args.yaml``. What is missing is left out of a report.
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..class_distribution import ClassDistribution
+from .metrics import merge_seeds
+from .significance import compare
+
+FIGURES = (
+    ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
+)
+NOT_THE_RECIPE = ('seed', 'output', 'experiment', 'resume', 'data_dir', 'workers', 'log_interval')
+
+
+def load_run(run_dir: str | Path) -> dict[str, Any]:
+    """Contents of a run folder; what is missing is None.
+
+    Raises:
+        FileNotFoundError: If the folder has no ``metrics.json``.
+        ValueError: If a file is damaged.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / 'metrics.json').is_file():
+        raise FileNotFoundError(f'{run_dir} has no metrics.json; is it the folder of a finished run?')
+    run: dict[str, Any] = {'name': run_dir.name or str(run_dir), 'path': run_dir}
+    try:
+        run['metrics'] = json.loads((run_dir / 'metrics.json').read_text(encoding='utf-8'))
+        summary, predictions = run_dir / 'summary.csv', run_dir / 'predictions.npz'
+        run['summary'] = read_summary(summary) if summary.is_file() else None
+        run['logits'] = run['targets'] = run['args'] = run['class_names'] = None
+        if predictions.is_file():
+            with np.load(predictions, allow_pickle=False) as data:
+                run['logits'], run['targets'] = data['logits'], data['targets'].astype(np.int64)
+        if (run_dir / 'class_distribution.json').is_file():
+            run['class_names'] = ClassDistribution.from_json(run_dir / 'class_distribution.json').class_names
+        if (run_dir / 'args.yaml').is_file():
+            import yaml
+            run['args'] = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
+    except (ValueError, KeyError, OSError) as e:
+        raise ValueError(f'a file of the run {run_dir} cannot be read: {e}') from e
+    needed = ('top1', 'per_class', 'split_rule', 'splits', 'train_images_per_class')
+    missing = [k for k in needed if k not in run['metrics']]
+    if missing:
+        raise ValueError(
+            f'{run_dir / "metrics.json"} lacks {missing}; it must hold a result of timm_lt.evaluate.report')
+    return run
+
+
+def read_summary(path: str | Path) -> list[dict[str, float | None]]:
+    """Rows of ``summary.csv`` with numbers where they are numbers, None where nothing stands; texts are left out."""
+    with open(path, newline='', encoding='utf-8') as f:
+        return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(f)]
+
+
+def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of one recipe with different seeds together, in order of appearance.
+
+    Returns:
+        Of each recipe ``name`` (the options in which the recipes differ, where they are few), ``runs``, ``merged`` (of
+        :func:`merge_seeds`).
+    """
+    groups: list[tuple[dict | None, list[Mapping[str, Any]]]] = []
+    for run in runs:
+        recipe = None if not run['args'] else {k: v for k, v in run['args'].items() if k not in NOT_THE_RECIPE}
+        seed = run['metrics'].get('seed')
+        for known, members in groups:
+            if recipe is not None and seed is not None and recipe == known and all(
+                    seed != r['metrics'].get('seed') for r in members):
+                members.append(run)
+                break
+        else:
+            groups.append((recipe, [run]))
+    names = _recipe_names([recipe for recipe, _ in groups])
+    found = []
+    for k, (_, members) in enumerate(groups):
+        first = members[0]['name'] if len(members) == 1 else f"{members[0]['name']} and {len(members) - 1} more"
+        merged = merge_seeds([r['metrics'] for r in members])
+        found.append({'name': names[k] if names else first, 'runs': members, 'merged': merged})
+    return found
+
+
+def _recipe_names(recipes: Sequence[Mapping[str, Any] | None]) -> list[str] | None:
+    """Names made of the options that differ; None where they do not tell the recipes apart in a few words."""
+    if len(recipes) < 2 or None in recipes:
+        return None
+    keys = dict.fromkeys(k for r in recipes for k in r)
+    differ = [k for k in keys if any(r.get(k) != recipes[0].get(k) for r in recipes)]
+    names = [', '.join(f'{k.replace("_", " ")} {r.get(k)}' for k in differ) for r in recipes]
+    if not differ or len(differ) > 3 or len(set(names)) < len(names) or max(map(len, names)) > 48:
+        return None
+    return names
+
+
+def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
+    """p-values of the figures of two groups of runs, and ``how`` they were found; empty where nothing can be said."""
+    one, two = first['runs'], second['runs']
+    if len(one) > 1 and len(two) > 1:
+        from scipy.stats import ttest_ind
+        found: dict[str, Any] = {'how': "Welch's t-test over seeds"}
+        for key, _ in FIGURES:
+            values = [[r['metrics'].get(key) for r in runs] for runs in (one, two)]
+            if None not in values[0] + values[1]:
+                p = float(ttest_ind(*values, equal_var=False).pvalue)
+                found[key] = None if p != p else p
+        return found
+    a, b = one[0], two[0]
+    if a['logits'] is None or b['logits'] is None or not np.array_equal(a['targets'], b['targets']):
+        return {}
+    result = compare(
+        a['logits'], b['logits'], a['targets'], a['metrics']['train_images_per_class'],
+        split_rule=a['metrics']['split_rule'], bootstrap=bootstrap, seed=seed)
+    found = {'how': 'paired bootstrap over test images' + (
+        ', first seed of each' if len(one) + len(two) > 2 else ''), 'mcnemar': result['mcnemar']}
+    for key, _ in FIGURES:
+        found[key] = result[key] and result[key]['p_value']
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
