@@ -291,6 +291,8 @@ def test_stacked_batchnorm_normalises_by_the_whole_batch_and_keeps_groups_apart_
     once = copy.deepcopy(m)
     x = torch.randn(6, 3, 2, 2).double()
     weights = [{id(p): torch.randn(3).double().requires_grad_() for p in m.parameters()} for _ in range(2)]
+    if first:  # one set of weights, but gradients of its own for each slice
+        weights[1] = {key: w.detach().clone().requires_grad_() for key, w in weights[0].items()}
     mine, theirs, g = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
     with stacked_forward(m, [2, 4], weights, first):
         y = m(mine)

@@ -35,21 +35,17 @@ class _SlicedBatchNorm(torch.autograd.Function):
     def forward(
             ctx: Any, x: Tensor, sizes: tuple[int, ...], running: tuple, eps: float, apart: bool, *affine: Tensor,
     ) -> Tensor:
-        running_mean, running_var, momentum = running
-        dims = [d for d in range(x.ndim) if d != 1]
         if x.numel() == x.shape[1]:
             raise ValueError(f'BatchNorm needs more than one value per channel, got input of shape {tuple(x.shape)}')
-        exact = x if x.dtype == torch.float64 else x.float()  # statistics in float32 under autocast
-        variance, mean = torch.var_mean(exact, dims, correction=0)
-        if running_mean is not None:
-            count = x.numel() // x.shape[1]
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
-        y = torch.empty_like(x)
         pairs = list(zip(affine[::2], affine[1::2]))
-        for part, out, (weight, bias) in zip(x.split(sizes), y.split(sizes), pairs):
-            out.copy_(F.batch_norm(part, mean, variance, weight, bias, False, 0.0, eps))
-        ctx.save_for_backward(x, mean, (variance + eps).rsqrt(), *affine)
+        # on the first pass all slices have the same weights; later this gives the statistics
+        weight, bias = pairs[0] if apart else (None, None)
+        y, mean, inverse = torch.native_batch_norm(x, weight, bias, *running[:2], True, running[2], eps)
+        if not apart:
+            variance = inverse.square().reciprocal() - eps
+            for part, out, (weight, bias) in zip(x.split(sizes), y.split(sizes), pairs):
+                out.copy_(F.batch_norm(part, mean, variance, weight, bias, False, 0.0, eps))
+        ctx.save_for_backward(x, mean, inverse, *affine)
         ctx.sizes, ctx.eps, ctx.apart = sizes, eps, apart
         return y
 
