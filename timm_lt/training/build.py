@@ -1,0 +1,203 @@
+"""Model, loss, optimizer, schedule and augmentation of a run, from its options through timm's factories."""
+
+from argparse import Namespace
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from timm.data import Mixup, resolve_data_config
+from timm.data.mixup import mixup_target
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from .._registry import LOSSES, OPTIMIZERS
+from .._timm_hooks import list_networks, optimizer_names
+from .._validate import nearest_names
+from ..class_distribution import ClassDistribution
+from ..losses import create_loss
+from ..losses._factory import TIMM_LOSS_NAMES
+from ..losses.drw import DeferredReweighting
+from ..models.cosine_classifier import use_cosine_classifier
+from ..samplers import list_samplers
+from .config import ConfigError
+from .trainer import Callback
+
+SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'plateau', 'wsd', 'rsqrt', 'constant', 'none')
+COSINE_SCALE = 16.0  # of the classifier, for losses that bring no scale of their own
+
+
+def check_names(args: Namespace) -> None:
+    """Raise a ConfigError, with the nearest names, for a model, loss, optimizer or sampler that nobody registered."""
+    model = args.model
+    if ':' not in model and not timm.is_model(model):
+        raise ConfigError(f'unknown model {model!r}. {nearest_names(model, timm.list_models())}')
+    if args.loss not in LOSSES and args.loss not in TIMM_LOSS_NAMES:
+        known = LOSSES.names() + list(TIMM_LOSS_NAMES)
+        raise ConfigError(f'unknown loss {args.loss!r}. {nearest_names(args.loss, known)}')
+    if args.opt.lower().split('_')[-1] not in optimizer_names():
+        raise ConfigError(f'unknown optimizer {args.opt!r}. {nearest_names(args.opt, optimizer_names())}')
+    if args.sched not in SCHEDULES:
+        raise ConfigError(f'unknown schedule {args.sched!r}. {nearest_names(args.sched, SCHEDULES)}')
+    if args.sampler not in list_samplers():
+        raise ConfigError(f'unknown sampler {args.sampler!r}. {nearest_names(args.sampler, list_samplers())}')
+    mixing = args.mixup > 0 or args.cutmix > 0
+    if (mixing or args.smoothing > 0) and args.loss in LOSSES and not LOSSES.info(args.loss).soft_targets:
+        raise ConfigError(
+            f'loss {args.loss!r} does not support soft targets, which --mixup, --cutmix and --smoothing make; '
+            f'switch them off or use one of {[n for n in LOSSES.names() if LOSSES.info(n).soft_targets]}')
+
+
+def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and the arguments that rebuild it from a saved folder."""
+    rebuild = dict(args.model_kwargs)
+    if wants_cosine(args) and args.model in list_networks():
+        rebuild.setdefault('cosine_scale', cosine_scale(args))
+    kwargs = dict(rebuild)
+    if args.drop_path is not None:
+        kwargs['drop_path_rate'] = args.drop_path
+    try:
+        model = timm.create_model(
+            args.model, pretrained=args.pretrained, num_classes=num_classes, drop_rate=args.drop,
+            checkpoint_path=args.initial_checkpoint, **kwargs)
+    except TypeError as e:
+        raise ConfigError(f'model {args.model!r} does not take these options: {e}') from e
+    if wants_cosine(args) and 'cosine_scale' not in rebuild:
+        use_cosine_classifier(model, scale=cosine_scale(args))
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(True)
+    return model, rebuild
+
+
+def wants_cosine(args: Namespace) -> bool:
+    """Whether the classifier is normalised: as asked, else where the loss is defined on cosines (LDAM, GCL)."""
+    if args.cosine_classifier is not None:
+        return args.cosine_classifier
+    return _loss_on_cosines(args)
+
+
+def cosine_scale(args: Namespace) -> float:
+    return 1.0 if _loss_on_cosines(args) else COSINE_SCALE
+
+
+def _loss_on_cosines(args: Namespace) -> bool:
+    return args.loss in LOSSES and getattr(LOSSES.info(args.loss).factory, 'cosine_classifier', False)
+
+
+def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
+    """Input size, mean, deviation, interpolation and crop of the model, less what the options override."""
+    options = {k: getattr(args, k) for k in ('input_size', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation')}
+    return resolve_data_config({k: v for k, v in options.items() if v}, model=model)
+
+
+class LabelSmoothing:
+    """Smoothed soft targets, for losses that have no option of their own."""
+
+    def __init__(self, num_classes: int, smoothing: float) -> None:
+        self.num_classes = num_classes
+        self.smoothing = smoothing
+
+    def __call__(self, input: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return input, mixup_target(label, self.num_classes, lam=1.0, smoothing=self.smoothing)
+
+
+def build_mixing(args: Namespace, num_classes: int) -> Mixup | LabelSmoothing | None:
+    """What turns (input, label) into mixed inputs and soft targets, or None."""
+    if args.mixup > 0 or args.cutmix > 0:
+        return Mixup(
+            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob,
+            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+            num_classes=num_classes)
+    if args.smoothing > 0 and (args.loss in LOSSES or args.loss == 'ce'):
+        return LabelSmoothing(num_classes, args.smoothing)
+    return None
+
+
+def build_loss(args: Namespace, distribution: ClassDistribution) -> nn.Module:
+    """The training loss; class counts come from the training images that are really used."""
+    kwargs = dict(args.loss_kwargs)
+    try:
+        if args.loss in LOSSES:
+            loss = create_loss(args.loss, class_counts=distribution.counts, **kwargs)
+        elif args.loss == 'ce':
+            if kwargs:
+                raise TypeError(f'loss ce has no option {next(iter(kwargs))!r}')
+            # torch's own takes hard and soft targets and gives per-sample values, which timm's variants do not
+            loss = nn.CrossEntropyLoss()
+        else:
+            loss = timm.loss.create_classification_loss(
+                args.loss, smoothing=args.smoothing, soft_targets=args.mixup > 0 or args.cutmix > 0, **kwargs)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(str(e)) from e
+    return loss
+
+
+def scaled_lr(args: Namespace, num_processes: int) -> float:
+    """``--lr``, or ``--lr-base`` scaled to the global batch as in timm's script (square root for adaptive ones)."""
+    if args.lr is not None:
+        return args.lr
+    global_batch = args.batch_size * num_processes * args.grad_accum_steps
+    base = str(args.opt_kwargs.get('base', args.opt)).lower()
+    scale = args.lr_base_scale or ('sqrt' if any(o in base for o in ('ada', 'lamb', 'lion')) else 'linear')
+    ratio = global_batch / args.lr_base_size
+    return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+
+
+def build_optimizer(args: Namespace, model: nn.Module, distribution: ClassDistribution, lr: float):
+    """timm's factory; methods that know classes get the counts."""
+    kwargs = dict(args.opt_kwargs)
+    if args.opt_eps is not None:
+        kwargs['eps'] = args.opt_eps
+    if args.opt_betas is not None:
+        kwargs['betas'] = tuple(args.opt_betas)
+    name = args.opt.lower().split('_')[-1]
+    if name in OPTIMIZERS and 'class_counts' in OPTIMIZERS.info(name).needs:
+        kwargs['class_counts'] = distribution.counts
+    try:
+        return create_optimizer_v2(
+            model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum,
+            filter_bias_and_bn=args.filter_bias_and_bn, layer_decay=args.layer_decay, **kwargs)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'optimizer {args.opt!r}: {e}') from e
+
+
+def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
+    """A timm scheduler and the number of epochs, cooldown included."""
+    kwargs = scheduler_kwargs(args, decreasing_metric=False)
+    if args.sched == 'none':
+        kwargs |= {'sched': 'constant', 'warmup_epochs': 0}
+    try:
+        scheduler, epochs = create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
+    except (AssertionError, ValueError, AttributeError) as e:
+        raise ConfigError(f'schedule {args.sched!r}: {e}') from e
+    return scheduler, epochs
+
+
+def build_ema(args: Namespace, model: nn.Module) -> ModelEmaV3 | None:
+    if not args.model_ema:
+        return None
+    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+
+
+class EpochSchedule(Callback):
+    """Tells an object the epoch by its ``set_epoch``; the object's own state follows from the epoch."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def on_epoch_start(self, trainer: Any, epoch: int) -> None:
+        self.target.set_epoch(epoch)
+
+
+def build_callbacks(args: Namespace, criterion: nn.Module, distribution: ClassDistribution) -> tuple[Callback, ...]:
+    """What the chosen methods do beside the steps."""
+    callbacks: list[Callback] = []
+    if args.drw_epoch is not None:
+        try:
+            callbacks.append(EpochSchedule(
+                DeferredReweighting(criterion, distribution.counts, args.drw_epoch, beta=args.drw_beta)))
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f'--drw-epoch: {e}') from e
+    return tuple(callbacks)

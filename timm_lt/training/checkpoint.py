@@ -1,0 +1,100 @@
+"""Checkpoints that are whole or absent: a killed or full-disk save leaves the one before."""
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from .config import ConfigError, differing_keys
+
+DONE = 'complete.json'
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that could not be written or read; the message says what is kept and what to do."""
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = None) -> None:
+    """Write all registered state to ``folder``, replacing what stands there only once everything is on disk.
+
+    Raises:
+        CheckpointError: If writing failed (no space, no permission); the older checkpoint is untouched.
+    """
+    temporary = folder.with_name(folder.name + '.new')
+    problem = ''
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary))
+        if accelerator.is_main_process:
+            (temporary / DONE).write_text(json.dumps(note or {}))
+            _flush(temporary)
+    except OSError as e:
+        problem = str(e)
+    except RuntimeError as e:  # torch reports a failed write this way
+        if 'write' not in str(e) and 'PytorchStreamWriter' not in str(e) and 'file' not in str(e).lower():
+            raise
+        problem = str(e)
+    if _any_problem(accelerator, problem):
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        kept = f'the older checkpoint in {folder} is kept' if folder.exists() else 'no older checkpoint exists'
+        raise CheckpointError(
+            f'could not write a checkpoint: {problem or "another process failed"}; {kept}. '
+            f'Free some space or choose another --output, then go on with --resume auto')
+    if accelerator.is_main_process:
+        replace_folder(temporary, folder)
+    accelerator.wait_for_everyone()
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    for name in ('last', 'last.old'):
+        folder = run_folder / name
+        if (folder / DONE).is_file():
+            return folder
+    return None
+
+
+def check_same_configuration(args: Namespace, run_folder: Path) -> None:
+    """Raise a ConfigError naming the options in which ``args`` and the run in ``run_folder`` differ."""
+    file = run_folder / 'args.yaml'
+    if not file.is_file():
+        raise ConfigError(f'{run_folder} is no run folder: it has no args.yaml')
+    saved = yaml.safe_load(file.read_text())
+    keys = differing_keys(saved, vars(args))
+    if keys:
+        listing = ', '.join(f'{k}: {saved.get(k)!r} there, {getattr(args, k, None)!r} here' for k in keys)
+        raise ConfigError(
+            f'cannot resume {run_folder}: it was run with another configuration ({listing}). '
+            f'Use the same options, or another --experiment')
+
+
+def _flush(folder: Path) -> None:
+    for file in folder.rglob('*'):
+        if file.is_file():
+            with open(file, 'rb') as f:
+                os.fsync(f.fileno())
+
+
+def _any_problem(accelerator: Accelerator, problem: str) -> bool:
+    if accelerator.num_processes == 1:
+        return bool(problem)
+    from accelerate.utils import gather_object
+    return any(gather_object([problem]))

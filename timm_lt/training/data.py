@@ -1,0 +1,200 @@
+"""Training, validation and test part of a run, and their loaders."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..class_distribution import ClassDistribution
+from ..data import (
+    Augmentation,
+    ImageReadError,
+    ImagesDoNotFit,
+    create_dataset,
+    create_eval_loader,
+    create_train_loader,
+    drop_unreadable,
+    eval_transform,
+    find_split,
+    get_class_names,
+    keep_in_memory,
+    long_tailed_subset,
+    split_validation,
+    three_views,
+)
+from ..samplers import create_sampler
+from .config import ConfigError
+
+TEST, VALIDATION = 'test', 'validation'
+CHECKED_IMAGES = 50_000  # more than these are read once only, in training
+
+
+@dataclass
+class DataParts:
+    """The images of a run.
+
+    Attributes:
+        train: Training images, after the long-tailed subset and the validation part were cut.
+        validation: Images that may choose an epoch, or None.
+        test: Images of the final figures.
+        distribution: Images per class of ``train``.
+        test_part: What the test images are, for the report.
+        validation_part: What the validation images are, for the report.
+    """
+    train: Any
+    validation: Any
+    test: Any
+    distribution: ClassDistribution
+    test_part: str
+    validation_part: str
+
+
+def build_data(args: Namespace) -> DataParts:
+    """Create the parts that the options name; a small set is decoded into memory.
+
+    Raises:
+        ConfigError: If a part is missing, empty or does not fit the others.
+        ImageReadError: If images cannot be read.
+    """
+    name = args.dataset or ''
+    options = dict(args.dataset_kwargs)
+    if args.dataset_download:
+        options['download'] = True
+    for key in ('input_key', 'target_key'):
+        if getattr(args, key):
+            options[key] = getattr(args, key)
+    try:
+        return _build(args, name, options)
+    except (ConfigError, ImageReadError):
+        raise
+    except (ValueError, TypeError, FileNotFoundError) as e:
+        raise ConfigError(f'data: {e}') from e
+
+
+def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
+    def part(split: str, class_names: list[str] | None = None) -> Any:
+        # folders and lists number the classes of each part anew unless they are told the names
+        own_names = name in ('', 'folder') or name.startswith('list/')
+        named = {'class_names': class_names} if class_names and own_names else {}
+        return create_dataset(name, args.data_dir, split, **named, **options)
+
+    train = part(args.train_split)
+    names = get_class_names(train)
+    test_split = args.test_split or find_split(name, args.data_dir, (TEST, VALIDATION), **options)
+    if test_split:
+        test, test_part = part(test_split, names), f'split {test_split!r}'
+    elif args.test_fraction > 0:
+        train, test = split_validation(train, args.test_fraction, args.data_seed)
+        test_part = f'{args.test_fraction:g} of the images, held out before anything else'
+    else:
+        raise ConfigError('the data have no test part; name one by --test-split or hold out --test-fraction 0.2')
+    if args.imbalance_ratio is not None:
+        train = long_tailed_subset(
+            train, args.imbalance_ratio, args.imbalance_profile, args.data_seed, n_max=args.images_per_class)
+    elif args.images_per_class is not None:
+        raise ConfigError('--images-per-class is the largest class of a long-tailed subset: give --imbalance-ratio too')
+    validation, validation_part = None, 'none'
+    if args.val_split:
+        validation, validation_part = part(args.val_split, names), f'split {args.val_split!r}'
+    elif args.val_fraction > 0:
+        train, validation = split_validation(train, args.val_fraction, args.data_seed)
+        validation_part = f'{args.val_fraction:g} of the training images'
+
+    train, test = _readable(train, args), _readable(test, args)
+    validation = None if validation is None else _readable(validation, args)
+    distribution = ClassDistribution.from_targets(
+        train.targets, args.num_classes, names if args.num_classes in (None, len(names or ())) else None)
+    distribution.require_images()
+    for what, images in (('validation', validation), ('test', test)):
+        if images is not None:
+            # raises for a label that the training images do not know
+            ClassDistribution.from_targets(images.targets, distribution.num_classes)
+            if len(images) == 0:
+                raise ConfigError(f'the {what} part has no images')
+    return DataParts(train, validation, test, distribution, test_part, validation_part)
+
+
+def _readable(images: Any, args: Namespace) -> Any:
+    """The images in memory where they fit; else, unless they are too many to decode twice, checked one by one."""
+    if len(images) == 0:
+        return images
+    try:
+        in_memory = keep_in_memory(images, args.in_memory, bad_images=args.bad_images)
+    except ImagesDoNotFit as e:
+        raise ConfigError(f'--in-memory on: {e}') from e
+    if in_memory is not None:
+        return in_memory
+    if args.bad_images == 'skip' or len(images) <= CHECKED_IMAGES:
+        return drop_unreadable(images, args.bad_images, args.workers)
+    return images
+
+
+def build_loaders(
+        args: Namespace,
+        data: DataParts,
+        config: dict[str, Any],
+        accelerator: Accelerator,
+) -> tuple[Any, Any, Any]:
+    """Training, validation (or None) and test loader; this package shards, Accelerate does not shard again.
+
+    Args:
+        args: Options.
+        data: The parts.
+        config: timm's data configuration of the model.
+        accelerator: Names the device and the processes.
+    """
+    where = {
+        'device': accelerator.device, 'world': accelerator.num_processes, 'rank': accelerator.process_index,
+        'workers': args.workers,
+    }
+    augmentation = build_augmentation(args, config, data.train)
+    try:
+        sampler = create_sampler(
+            args.sampler, data.train.targets, seed=args.seed, **_sampler_options(args))
+        train = create_train_loader(
+            data.train, sampler, augmentation, args.batch_size, seed=args.seed,
+            transform=three_views(augmentation) if args.loss == 'bcl' else None, **where)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'sampler {args.sampler!r} or augmentation: {e}') from e
+
+    def evaluation(images: Any) -> Any:
+        size = getattr(images, 'image_size', None)
+        as_they_are = size == tuple(config['input_size']) and config['crop_pct'] in (None, 1.0)
+        transform = None if as_they_are else eval_transform(
+            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
+        batch_size = args.validation_batch_size or max(args.batch_size, 128)
+        return create_eval_loader(
+            images, config['mean'], config['std'], batch_size, transform=transform, **where)
+
+    validation = None if data.validation is None else evaluation(data.validation)
+    return train, validation, evaluation(data.test)
+
+
+def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> Augmentation:
+    """The training augmentation that the options name.
+
+    The crop is chosen by the images where no option does: 'pad' for those in memory at the network's input size
+    (CIFAR and its like), timm's random resized crop for all others.
+    """
+    plain = {'input_size': tuple(config['input_size']), 'mean': config['mean'], 'std': config['std'],
+             'interpolation': config['interpolation']}
+    if args.no_aug:
+        return Augmentation(**plain, crop_mode='none', hflip=0.0)
+    crop_mode = args.train_crop_mode
+    if crop_mode is None:
+        crop_mode = 'pad' if getattr(images, 'image_size', None) == plain['input_size'] else 'rrc'
+    try:
+        return Augmentation(
+            **plain, crop_mode=crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
+            color_jitter=args.color_jitter, auto_augment=args.aa, cutout=args.cutout, reprob=args.reprob,
+            remode=args.remode)
+    except ValueError as e:
+        raise ConfigError(f'augmentation: {e}') from e
+
+
+def _sampler_options(args: Namespace) -> dict[str, Any]:
+    options = dict(args.sampler_kwargs)
+    if args.sampler == 'progressive':
+        options.setdefault('num_epochs', args.epochs)
+    return options

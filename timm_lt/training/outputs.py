@@ -1,0 +1,146 @@
+"""The folder of a run: ``OUTPUT/EXPERIMENT/``. Each file is written whole or not at all."""
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn as nn
+from torch import Tensor
+
+from .._files import whole_file, write_text
+from ..class_distribution import ClassDistribution
+from .checkpoint import find_checkpoint, replace_folder
+from .config import ConfigError, to_yaml
+
+
+class RunFolder:
+    """Paths and writers of one run; only the main process writes.
+
+    Args:
+        path: ``OUTPUT/EXPERIMENT``.
+        writes: True on the main process.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path = Path(path)
+        self.writes = writes
+
+    def write_args(self, args: Namespace) -> None:
+        self._text('args.yaml', to_yaml(args))
+
+    def write_summary(self, rows: list[dict[str, Any]]) -> None:
+        """``summary.csv``, a row an epoch; an absent figure is an empty cell."""
+        if not rows:
+            return
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
+        writer.writeheader()
+        writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in rows)
+        self._text('summary.csv', buffer.getvalue())
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        self._text('metrics.json', json.dumps(json_ready(metrics), indent=1, allow_nan=False) + '\n')
+
+    def write_distribution(self, distribution: ClassDistribution) -> None:
+        if self.writes:
+            distribution.to_json(self.path / 'class_distribution.json')
+
+    def write_predictions(self, logits: Tensor, targets: Tensor) -> None:
+        """``predictions.npz``: ``logits`` (N, C) float32 and ``targets`` (N,) int64 of the final evaluation."""
+        if self.writes:
+            with whole_file(self.path / 'predictions.npz') as temporary, open(temporary, 'wb') as f:
+                np.savez_compressed(f, logits=logits.float().cpu().numpy(), targets=targets.cpu().numpy())
+
+    def write_best_as_last(self, epoch: int) -> None:
+        """Without a validation part nothing was chosen: ``best/`` is the last epoch's state."""
+        if not self.writes:
+            return
+        new = self.path / 'best.new'
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(self.path / 'last', new, copy_function=_link_or_copy)
+        (new / 'selection.json').write_text(json.dumps({'epoch': epoch, 'chosen_by': 'nothing: the last epoch'}))
+        replace_folder(new, self.path / 'best')
+
+    def write_hub(
+            self,
+            model: nn.Module,
+            model_args: dict[str, Any],
+            data_config: dict[str, Any],
+            distribution: ClassDistribution,
+    ) -> None:
+        """``hub/``: what ``timm.create_model('local-dir:.../hub', pretrained=True)`` loads, and the class counts."""
+        if not self.writes:
+            return
+        from timm.models import save_for_hf
+        new = self.path / 'hub.new'
+        shutil.rmtree(new, ignore_errors=True)
+        config = {'label_names': distribution.class_names} if distribution.class_names else {}
+        save_for_hf(
+            model, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
+            data_config=data_config)
+        distribution.to_json(new / 'class_distribution.json')
+        for name in ('args.yaml', 'metrics.json'):
+            shutil.copy(self.path / name, new / name)
+        replace_folder(new, self.path / 'hub')
+
+    def _text(self, name: str, text: str) -> None:
+        if self.writes:
+            write_text(self.path / name, text)
+
+
+def choose_folder(args: Namespace) -> tuple[Path, Path | None]:
+    """Folder of the run and the checkpoint to go on from (or None).
+
+    Raises:
+        ConfigError: If ``--resume DIR`` names no run with a checkpoint.
+    """
+    output = Path(args.output)
+    if args.resume and args.resume != 'auto':
+        folder = Path(args.resume)
+        folder = folder.parent if (folder / 'complete.json').is_file() else folder
+        checkpoint = find_checkpoint(folder)
+        if checkpoint is None:
+            raise ConfigError(f'--resume {args.resume}: no whole checkpoint there; name the folder of a run')
+        return folder, checkpoint
+    name = args.experiment or default_experiment(args)
+    candidates = [output / name]
+    while candidates[-1].exists():
+        candidates.append(output / f'{name}-{len(candidates) + 1}')
+    if args.resume == 'auto' and len(candidates) > 1:
+        return candidates[-2], find_checkpoint(candidates[-2])
+    return candidates[-1], None
+
+
+def default_experiment(args: Namespace) -> str:
+    """A name such as ``digits_resnet20_cifar_balanced_softmax_sgd_s42``."""
+    data = args.dataset or Path(args.data_dir).resolve().name
+    parts = [Path(data).name, args.model.split('/')[-1], args.loss, args.opt, f's{args.seed}']
+    return '_'.join(p.replace('.', '-') for p in parts)
+
+
+def json_ready(value: Any) -> Any:
+    """Plain JSON values; NaN and infinities, which JSON lacks, become None."""
+    if isinstance(value, dict):
+        return {str(k): json_ready(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(v) for v in value]
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return json_ready(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,299 @@
+"""One run from its options to its report."""
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor
+
+from .._version import __version__
+from ..data import ImageReadError
+from . import build
+from .checkpoint import CheckpointError, check_same_configuration
+from .config import ConfigError, parse_args
+from .data import DataParts, build_data, build_loaders
+from .outputs import RunFolder, choose_folder, default_experiment
+from .trainer import Trainer, TrainingError
+
+_logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``train_lt.py``. Returns the exit status; 2 for what the user can mend, in one message."""
+    try:
+        args = parse_args(argv)
+        level = logging.WARNING if args.quiet else logging.INFO
+        logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
+        for noisy in ('httpx', 'datasets', 'timm', 'accelerate', 'fsspec', 'matplotlib', 'PIL'):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        run(args)
+    except (ConfigError, CheckpointError, TrainingError, ImageReadError) as e:
+        sys.stderr.write(f'train_lt.py: error: {e}\n')
+        return 2
+    return 0
+
+
+def run(args: Namespace) -> dict[str, Any]:
+    """Train, evaluate and write the run folder; returns the metrics.
+
+    Args:
+        args: As :func:`timm_lt.training.config.parse_args` gives them.
+
+    Raises:
+        ConfigError, ImageReadError, CheckpointError, TrainingError: Each with a message that says what to do.
+    """
+    build.check_names(args)
+    accelerator = make_accelerator(args)
+    folder, checkpoint = _agree_on_folder(args, accelerator)
+    if checkpoint is not None:
+        check_same_configuration(args, folder.path)
+
+    set_seed(args.seed)
+    data = build_data(args)
+    distribution = data.distribution
+    rule = split_rule(args.split_rule, distribution)
+    model, model_args = build.build_model(args, distribution.num_classes)
+    data_config = build.data_config(args, model)
+    train_loader, val_loader, test_loader = build_loaders(args, data, data_config, accelerator)
+
+    trainer = build_trainer(args, accelerator, folder, model, data, train_loader, val_loader, rule)
+    folder.write_args(args)
+    folder.write_distribution(distribution)
+    if args.log_with:
+        accelerator.init_trackers('timm_lt')
+    if checkpoint is not None:
+        _load(accelerator, checkpoint)
+        _logger.info('resumed %s at epoch %d', folder.path, trainer.progress.epoch)
+    _announce(args, accelerator, data, model, folder)
+
+    trainer.fit()
+    reported_epoch, chosen_by = choose_epoch(trainer, accelerator, folder)
+    logits, targets = evaluate(trainer.plain_model, test_loader, accelerator)
+    metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
+    folder.write_metrics(metrics)
+    folder.write_predictions(logits, targets)
+    folder.write_hub(trainer.plain_model, model_args, data_config, distribution)
+    if accelerator.is_main_process:
+        sys.stdout.write(summary_table(metrics, folder.path))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return metrics
+
+
+def make_accelerator(args: Namespace) -> Accelerator:
+    """Accelerate's object; without an accelerator device the CPU is named, so that several processes work there."""
+    has_device = torch.accelerator.is_available() if hasattr(torch, 'accelerator') else torch.cuda.is_available()
+    trackers = {'log_with': args.log_with, 'project_dir': args.output} if args.log_with else {}
+    try:
+        accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=not has_device, **trackers)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    if args.mixed_precision == 'fp16' and accelerator.scaler is None and accelerator.device.type == 'cpu':
+        raise ConfigError('fp16 needs a GPU (Accelerate would run fp32 without a word); use --mixed-precision bf16')
+    return accelerator
+
+
+def _agree_on_folder(args: Namespace, accelerator: Accelerator) -> tuple[RunFolder, Path | None]:
+    """The main process chooses the folder; the others follow."""
+    choice: Any = None
+    if accelerator.is_main_process:
+        try:
+            path, checkpoint = choose_folder(args)
+            path.mkdir(parents=True, exist_ok=True)
+            choice = (str(path), checkpoint and str(checkpoint), '')
+        except (ConfigError, OSError) as e:
+            choice = ('', None, str(e))
+    if accelerator.num_processes > 1:
+        choice = gather_object([choice])[0]
+    path, checkpoint, problem = choice
+    if problem:
+        raise ConfigError(problem)
+    return RunFolder(Path(path), accelerator.is_main_process), checkpoint and Path(checkpoint)
+
+
+def build_trainer(
+        args: Namespace,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        model: nn.Module,
+        data: DataParts,
+        train_loader: Any,
+        val_loader: Any,
+        rule: str,
+) -> Trainer:
+    """Put together what the options name."""
+    distribution = data.distribution
+    criterion = build.build_loss(args, distribution).to(accelerator.device)
+    if args.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if args.sync_bn and accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(accelerator.device)
+    ema = build.build_ema(args, model)
+    optimizer = build.build_optimizer(args, model, distribution, build.scaled_lr(args, accelerator.num_processes))
+    if args.torchcompile:
+        model = torch.compile(model, backend=args.torchcompile)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    updates = -(-len(train_loader) // args.grad_accum_steps)
+    scheduler, epochs = build.build_scheduler(args, optimizer, updates)
+    torch.manual_seed(args.seed + accelerator.process_index)  # dropout differs between processes, weights did not
+
+    validate = None
+    if val_loader is not None:
+        def validate(trainer: Trainer) -> dict[str, Any]:
+            from ..evaluate import report
+            logits, targets = evaluate(trainer.plain_model, val_loader, accelerator)
+            result = report(logits, targets, distribution.counts, split_rule=rule)
+            return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
+
+    return Trainer(
+        accelerator, model, criterion, optimizer, scheduler, train_loader, splits=distribution.splits(rule),
+        epochs=epochs, folder=folder, seed=args.seed, grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
+        clip_mode=args.clip_mode, validate=validate, mix=build.build_mixing(args, distribution.num_classes),
+        mixup_off_epoch=args.mixup_off_epoch, ema=ema, callbacks=build.build_callbacks(args, criterion, distribution),
+        checkpoint_every=args.checkpoint_every, checkpoint_steps=args.checkpoint_steps, log_interval=args.log_interval,
+        quiet=args.quiet)
+
+
+def split_rule(rule: str, distribution: Any) -> str:
+    """'auto' resolved: the usual thresholds where some class has fewer than 20 images, else thirds of the classes."""
+    if rule == 'auto':
+        return 'gt100_lt20' if bool((distribution.counts < 20).any()) else 'thirds'
+    distribution.splits(rule)
+    return rule
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and labels (N,) of a whole split on every process, each image once, in the split's order."""
+    from ..evaluate import gather_predictions
+    was_training = model.training
+    model.eval()
+    logits, targets = [], []
+    for input, target in loader:
+        with accelerator.autocast():
+            logits.append(model(input).float())
+        targets.append(target)
+    model.train(was_training)
+    logits, targets = gather_predictions(logits, targets, accelerator)
+    world = accelerator.num_processes
+    if world > 1:  # process r had images r, r + W, ...
+        order = torch.cat([torch.arange(r, len(targets), world) for r in range(world)]).argsort()
+        logits, targets = logits[order], targets[order]
+    return logits, targets
+
+
+def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int, str]:
+    """The epoch that is reported: the validation part's best where there is such a part, else the last."""
+    if trainer.progress.best:
+        epoch = trainer.progress.best['epoch']
+        _load(accelerator, folder.path / 'best')
+        return epoch, 'validation part, top-1'
+    folder.write_best_as_last(trainer.epochs - 1)
+    return trainer.epochs - 1, 'nothing: the last epoch'
+
+
+def final_metrics(
+        args: Namespace,
+        accelerator: Accelerator,
+        trainer: Trainer,
+        data: DataParts,
+        model: nn.Module,
+        logits: Tensor,
+        targets: Tensor,
+        rule: str,
+        reported_epoch: int,
+        chosen_by: str,
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the report, and everything needed to read it."""
+    from ..evaluate import report
+    progress = trainer.progress
+    metrics = dict(report(
+        logits, targets, data.distribution.counts, split_rule=rule, class_names=data.distribution.class_names,
+        bootstrap=args.bootstrap, seed=args.seed))
+    metrics |= {
+        'model': args.model,
+        'num_parameters': sum(p.numel() for p in model.parameters()),
+        'dataset': args.dataset or str(args.data_dir),
+        'imbalance_ratio': data.distribution.imbalance_ratio,
+        'num_train_images': data.distribution.num_samples,
+        'num_test_images': int(targets.numel()),
+        'loss': args.loss,
+        'sampler': args.sampler,
+        'opt': args.opt,
+        'epochs': trainer.epochs,
+        'seed': args.seed,
+        'wall_seconds': round(progress.train_seconds, 3),
+        'images_per_second': round(progress.images / max(progress.train_seconds, 1e-9), 2),
+        'skipped_steps': progress.skipped,
+        'protocol': {
+            'test_part': data.test_part,
+            'validation_part': data.validation_part,
+            'reported_epoch': reported_epoch,
+            'epoch_chosen_by': chosen_by,
+            'weights': 'moving average' if trainer.ema is not None else 'raw',
+            'split_rule': rule,
+            'transductive': 'no',
+            'processes': accelerator.num_processes,
+            'precision': accelerator.mixed_precision,
+            'device': _device_name(accelerator.device),
+            'versions': f'timm_lt {__version__}, timm {_timm_version()}, torch {torch.__version__}',
+        },
+    }
+    return metrics
+
+
+def summary_table(metrics: dict[str, Any], folder: Path) -> str:
+    """The closing lines: top-1 and splits, and where the outputs are."""
+    names = ('top1', 'many', 'medium', 'few', 'ece')
+    cells = ['absent' if metrics.get(n) is None else f'{metrics[n]:.2f}' for n in names]
+    widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
+    line = '  '.join
+    protocol = metrics['protocol']
+    return '\n'.join([
+        '',
+        line(n.rjust(w) for n, w in zip(names, widths)),
+        line(c.rjust(w) for c, w in zip(cells, widths)),
+        '',
+        f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
+        f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
+        f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
+        f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
+        f'outputs: {folder}',
+        '',
+    ])
+
+
+def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, model: nn.Module, folder: RunFolder) -> None:
+    if accelerator.is_main_process:
+        _logger.info(
+            '%s: %s\n%s, %d parameters; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
+            args.dataset or args.data_dir, data.distribution, args.model, sum(p.numel() for p in model.parameters()),
+            args.loss, args.opt, args.sampler, accelerator.num_processes, accelerator.device, folder.path)
+
+
+def _load(accelerator: Accelerator, checkpoint: Path) -> None:
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f'cannot read the checkpoint {checkpoint}: {e}. Start anew with another --experiment') from e
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
+
+
+def _timm_version() -> str:
+    import timm
+    return timm.__version__
+
+
+__all__ = ['default_experiment', 'evaluate', 'main', 'run']
