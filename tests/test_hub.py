@@ -1,0 +1,334 @@
+"""Checkpoints: folder, card, loading, refusal of unsafe files; the real Hub client against a test-only server."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import TOKEN, HubServer
+from huggingface_hub import ModelCard
+
+import timm_lt
+from timm_lt import ClassDistribution
+from timm_lt.evaluate import report
+from timm_lt.hub import HubError, load, pull, push, write_hub_folder
+from timm_lt.hub.__main__ import main
+from timm_lt.hub.remote import _status_reason
+from timm_lt.posthoc import PostHoc
+from timm_lt.training.config import parse_args, to_yaml
+from timm_lt.training.outputs import RunFolder
+
+COUNTS = [120, 50, 20, 5]
+NAMES = ['owl', 'newt', 'lynx', 'crab']
+
+
+def make_run(folder, model='resnet20_cifar', options=(), **kwargs):
+    """A finished run of a fresh network on made figures."""
+    args = parse_args(['--dataset', 'torch/cifar10', '--model', model, '--output', str(folder.parent), *options])
+    distribution = ClassDistribution(COUNTS, NAMES)
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(200, 4, generator=generator), torch.arange(200) % 3  # no image of the few-shot class
+    run = RunFolder(folder)
+    run.write_args(args)
+    run.write_distribution(distribution)
+    protocol = {'test_part': "split 'test'", 'epoch_chosen_by': 'nothing: the last epoch', 'split_rule': 'gt100_lt20',
+                'transductive': 'no', 'reported_epoch': 1}
+    run.write_metrics(dict(report(logits, targets, distribution)) | {
+        'model': model, 'num_parameters': 1234, 'epochs': 2, 'seed': 7, 'protocol': protocol})
+    (folder / 'plots').mkdir()
+    (folder / 'plots' / 'training_curves.png').write_bytes(b'\x89PNG curves')
+    torch.manual_seed(1)
+    network = timm.create_model(model, num_classes=4, **kwargs)
+    with torch.no_grad():
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / 'run'
+    network = make_run(folder)
+    write_hub_folder(folder, network, posthoc=PostHoc('logit_adjust', tau=0.5, class_counts=COUNTS))
+    return folder
+
+
+def test_hub_folder_holds_weights_counts_recipe_figures_correction_card_and_plots(run_dir):
+    names = {str(p.relative_to(run_dir / 'hub')) for p in (run_dir / 'hub').rglob('*') if p.is_file()}
+    assert names == {
+        'README.md', 'class_distribution.json', 'config.json', 'manifest.json', 'metrics.json', 'model.safetensors',
+        'plots/training_curves.png', 'posthoc.json', 'recipe.yaml'}
+    assert json.loads((run_dir / 'hub/class_distribution.json').read_text())['pos_counts'] == COUNTS
+    # paths of the machine do not leave it
+    assert str(run_dir.parent) not in ''.join(p.read_text() for p in (run_dir / 'hub').glob('*.[jmy]*'))
+
+
+def test_hub_folder_recipe_is_accepted_by_the_script(run_dir):
+    args = parse_args(['--config', str(run_dir / 'hub' / 'recipe.yaml')])
+    assert (args.model, args.dataset) == ('resnet20_cifar', 'torch/cifar10')
+
+
+def test_card_metadata_holds_the_measured_figures_and_their_protocol(run_dir):
+    card = ModelCard.load(run_dir / 'hub' / 'README.md')
+    metrics = json.loads((run_dir / 'metrics.json').read_text())
+    data = card.data
+    assert (data.library_name, data.license, data.pipeline_tag) == ('timm', 'apache-2.0', 'image-classification')
+    assert data.datasets == ['uoft-cs/cifar10'] and {'long-tailed', 'timm_lt'} <= set(data.tags)
+    figures = {r.metric_name: r.metric_value for r in data.eval_results}
+    assert figures['Top-1'] == pytest.approx(metrics['top1'], abs=1e-4)
+    assert figures['Many-shot'] == pytest.approx(metrics['many'], abs=1e-4)
+    assert 'Few-shot' not in figures and metrics['few'] is None  # absent, never 0
+    assert data.eval_results[0].metric_args == {
+        'epoch_chosen_by': 'nothing: the last epoch', 'split_rule': 'gt100_lt20', 'test_part': "split 'test'",
+        'transductive': 'no', 'seed': 7}
+    assert 'Balanced Meta-Softmax' in card.text and 'arxiv.org' in card.text  # the loss that was used
+    assert 'plots/training_curves.png' in card.text and 'logit_adjust, tau 0.5' in card.text
+
+
+def test_card_says_that_a_transductive_correction_is_one(tmp_path):
+    network = make_run(tmp_path / 'run')
+    write_hub_folder(tmp_path / 'run', network, posthoc=PostHoc('rebalance', tau=1.4, transductive=True))
+    assert 'statistics of all test images at once' in (tmp_path / 'run/hub/README.md').read_text()
+    checkpoint = load(tmp_path / 'run')
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(checkpoint(images), checkpoint.model(images))  # of single images it is left out
+
+
+@pytest.mark.parametrize('name', timm_lt.list_networks())
+def test_local_dir_round_trip_of_every_network_is_bit_identical(tmp_path, name):
+    network = make_run(tmp_path / 'run', name)
+    folder = write_hub_folder(tmp_path / 'run', network)
+    by_timm = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    for other in (by_timm, load(folder).model):
+        state = other.state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(by_timm(images), network(images))
+
+
+def test_cosine_classifier_is_rebuilt_from_the_folder(tmp_path):
+    network = make_run(tmp_path / 'run', cosine_scale=16.0, norm_layer='groupnorm')
+    folder = write_hub_folder(tmp_path / 'run', network)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load(f'local-dir:{folder}').model(images), network(images))
+
+
+def test_load_gives_model_names_distribution_correction_and_figures(run_dir):
+    checkpoint = load(run_dir)
+    assert checkpoint.class_names == NAMES and checkpoint.distribution.counts.tolist() == COUNTS
+    assert checkpoint.recipe['loss'] == 'balanced_softmax' and 0 <= checkpoint.metrics['top1'] <= 100
+    images = torch.randn(2, 3, 32, 32)
+    expected = checkpoint.model(images) - 0.5 * (torch.tensor(COUNTS) / sum(COUNTS)).log()
+    torch.testing.assert_close(checkpoint(images), expected)
+    from PIL import Image
+    assert checkpoint.transform(Image.new('RGB', (32, 32))).shape == (3, 32, 32)
+
+
+def test_half_precision_file_loads_into_a_float32_network(tmp_path):
+    network = make_run(tmp_path / 'run')
+    folder = write_hub_folder(tmp_path / 'run', network, dtype='float16')
+    assert (folder / 'model.safetensors').stat().st_size < 0.6e6
+    state = load(folder).model.state_dict()
+    for name, value in network.state_dict().items():
+        stored = value.half().float() if value.is_floating_point() else value
+        assert torch.equal(state[name], stored) and state[name].dtype == value.dtype
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ['BOMB'],))
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+@pytest.mark.parametrize('save', [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+def test_pickled_weights_are_refused_and_never_executed(run_dir, monkeypatch, file, save):
+    monkeypatch.setenv('BOMB', str(run_dir / 'exploded'))
+    (run_dir / 'hub' / 'model.safetensors').unlink()
+    save({'fc.weight': Bomb()}, run_dir / 'hub' / file)
+    (run_dir / 'hub' / 'manifest.json').unlink()  # an attacker would leave it out, too
+    with pytest.raises(HubError, match='pickled'):
+        load(run_dir)
+    with pytest.raises(HubError, match='pickled'):
+        push(run_dir, 'me/name')
+    assert not (run_dir / 'exploded').exists()
+
+
+def test_changed_weights_are_refused(run_dir):
+    path = run_dir / 'hub' / 'model.safetensors'
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(HubError, match='was changed after it was written.*Download it anew'):
+        load(run_dir)
+
+
+@pytest.mark.parametrize('length', [4, 100, 5000])
+def test_truncated_weights_without_a_manifest_are_refused(run_dir, length):
+    path = run_dir / 'hub' / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:length])
+    (run_dir / 'hub' / 'manifest.json').unlink()
+    with pytest.raises(HubError, match='damaged'):
+        load(run_dir)
+
+
+def test_weights_of_another_network_are_refused(run_dir):
+    config = json.loads((run_dir / 'hub' / 'config.json').read_text())
+    (run_dir / 'hub' / 'config.json').write_text(json.dumps(config | {'architecture': 'resnet32_cifar'}))
+    with pytest.raises(HubError, match='do not fit the network'):
+        load(run_dir)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('nothing-there', 'no checkpoint'), ('local-dir:nothing/there', 'no checkpoint'), ('a/b/c', 'no checkpoint')])
+def test_unknown_checkpoint_is_one_message(name, message):
+    with pytest.raises(HubError, match=message):
+        load(name)
+
+
+def test_push_without_a_network_keeps_the_folder_and_says_what_to_do(run_dir, monkeypatch, capsys):
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    assert main(['push', str(run_dir), 'me/name']) == 2  # the tests run with HF_HUB_OFFLINE
+    error = capsys.readouterr().err
+    assert 'HF_HUB_OFFLINE is set' in error and f'kept in {run_dir}/hub' in error and error.count('\n') == 1
+    load(run_dir)
+
+
+def test_push_refuses_a_folder_that_holds_a_token(run_dir, monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', 'secret-of-mine')
+    with open(run_dir / 'hub' / 'recipe.yaml', 'a') as f:
+        f.write('dataset_kwargs: {token: secret-of-mine}\n')
+    with pytest.raises(HubError, match='recipe.yaml holds a token') as e:
+        push(run_dir, 'me/name')
+    assert 'secret-of-mine' not in str(e.value)
+
+
+@pytest.mark.parametrize('repo_id', ['name', 'a/b/c', 'me/na me', '-me/name', 'me/name.git'])
+def test_push_refuses_a_name_that_the_hub_does_not_allow(run_dir, repo_id):
+    with pytest.raises(HubError, match='name'):
+        push(run_dir, repo_id)
+    with pytest.raises(HubError, match='name'):
+        pull(repo_id, run_dir)
+
+
+@pytest.mark.parametrize('status, said, advice', [
+    (401, '', 'log in anew'), (403, '', 'choose another USER/NAME'), (409, '', 'choose another USER/NAME'),
+    (403, 'Private repository storage limit reached', 'free some'), (402, '', 'free some'), (413, '', 'too large'),
+    (429, '', 'wait'), (503, '', 'try again later'), (418, 'teapot', 'teapot')])
+def test_each_refusal_of_the_hub_says_what_to_do(status, said, advice):
+    assert advice in _status_reason(status, said)
+
+
+def hub_process(server, home, *args):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
+    environment |= {
+        'HF_ENDPOINT': server.endpoint, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home), 'HF_TOKEN': TOKEN,
+        'HF_HUB_DISABLE_TELEMETRY': '1', 'NO_PROXY': '127.0.0.1', 'OMP_NUM_THREADS': '1'}
+    script = Path(__file__).with_name('hub_scenario.py')
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, args)], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope='module')
+def scenario(tmp_path_factory):
+    """The real huggingface_hub client and timm against the test-only server, in processes of their own."""
+    work = tmp_path_factory.mktemp('hub')
+    run_dir = work / 'run'
+    folder = write_hub_folder(
+        run_dir, make_run(run_dir), posthoc=PostHoc('logit_adjust', tau=0.5, class_counts=COUNTS))
+    server = HubServer()
+    try:
+        # the first push is killed while a plot is on its way and the weights have arrived
+        server.mode = 'hold_plots'
+        process = hub_process(server, work / 'home', 'push', folder, 'me/name')
+        assert server.held.wait(100), process.communicate()
+        process.kill()
+        outputs = list(process.communicate())
+        server.release.set()
+        killed = {'uploads': list(server.uploads), 'commits': list(server.commits)}
+        process = hub_process(server, work / 'home', 'all', folder, 'me/name', work)
+        outputs += process.communicate(timeout=200)
+        assert process.returncode == 0, outputs[-1]
+    finally:
+        server.close()
+    result = json.loads((work / 'result.json').read_text())
+    return {'result': result, 'server': server, 'killed': killed, 'output': ''.join(outputs), 'work': work}
+
+
+def test_real_client_continues_an_interrupted_upload(scenario):
+    assert scenario['killed'] == {'uploads': ['weights'], 'commits': []}  # nothing half done is visible
+    assert 'the Hub failed with status 500' in scenario['result']['commit_fails']
+    # over the killed push, the failed commit, two pushes and a push by timm, the same weights went up once
+    assert scenario['server'].uploads.count('weights') == 2  # the other is timm's pickled file
+
+
+def test_real_client_second_push_sends_nothing(scenario):
+    commits = scenario['server'].commits
+    assert 'model.safetensors' in commits[0] and scenario['result']['first'] == scenario['result']['second']
+    assert scenario['server'].uploads.count('plot') == 1
+
+
+def test_real_timm_loads_the_pushed_weights_bit_identically(scenario):
+    result = scenario['result']
+    assert result['timm_loads'] and result['load'] and result['pushed_by_timm']
+    assert (result['counts'], result['names']) == (COUNTS, NAMES)
+    assert result['posthoc']['method'] == 'logit_adjust' and 0 <= result['top1'] <= 100
+
+
+def test_private_repository_and_branch_are_made(scenario):
+    hidden = scenario['server'].repos['me/hidden']
+    assert hidden['private'] and 'model.safetensors' in hidden['branches']['seed-1']
+    assert 'model.safetensors' not in hidden['branches']['main']
+    assert scenario['result']['revision'] and 'no such revision' in scenario['result']['no_revision']
+
+
+def test_pull_and_list_find_what_was_pushed(scenario):
+    result = scenario['result']
+    assert result['cli_pull'] == 0 and {'model.safetensors', 'README.md', 'recipe.yaml'} <= set(result['pulled'])
+    assert result['listed'] == [['me/name'], []]
+
+
+def test_wrong_sha256_is_refused_on_the_way_up_and_down(scenario):
+    assert 'SHA-256 of the content is not its name' in scenario['result']['corrupt']
+    assert 'was changed after it was written' in scenario['result']['tampered']
+
+
+def test_pickled_repository_is_refused(scenario):
+    assert 'has no model.safetensors' in scenario['result']['pickled']
+
+
+def test_new_push_removes_a_correction_that_no_longer_holds(scenario):
+    files = scenario['server'].repos['me/name']['branches']['main']
+    assert 'posthoc.json' not in files and 'model.safetensors' in files and '.gitattributes' in files
+
+
+@pytest.mark.parametrize('case, advice', [
+    ('quota', 'storage of the account is used up'), ('taken', 'the name is taken by someone else'),
+    ('no_token', 'hf auth login'), ('wrong_token', 'token'), ('no_network', 'the Hub cannot be reached')])
+def test_failed_upload_keeps_the_folder_and_says_what_to_do(scenario, case, advice):
+    message = scenario['result'][case]
+    assert advice in message and f'kept in {scenario["work"]}/run/hub' in message and 'push it again with' in message
+    assert scenario['result']['no_network_cli'] == 2
+
+
+def test_missing_repository_is_one_message(scenario):
+    assert 'does not exist' in scenario['result']['missing']
+
+
+def test_no_token_is_printed_or_written(scenario):
+    texts = [scenario['output'], json.dumps(scenario['result'])]
+    texts += [p.read_text(errors='ignore') for p in scenario['work'].rglob('*') if p.is_file()]
+    assert not any(TOKEN in text for text in texts)
+
+
+def test_args_of_a_run_hold_no_hub_token(monkeypatch):
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    assert TOKEN not in to_yaml(parse_args([]))

@@ -1,0 +1,13 @@
+"""Checkpoints that carry their evidence: the ``hub/`` folder of a run, its model card, upload, download, loading.
+
+``timm_lt.hub.load('digits')`` needs no network; ``python -m timm_lt.hub push|pull|list`` talks to the Hugging Face Hub.
+"""
+
+from .errors import HubError
+from .folder import write_hub_folder
+from .loading import Checkpoint, load, shipped
+from .remote import check_repo_id, list_remote, pull, push
+
+__all__ = [
+    'Checkpoint', 'HubError', 'check_repo_id', 'list_remote', 'load', 'pull', 'push', 'shipped', 'write_hub_folder',
+]

@@ -1,0 +1,183 @@
+"""The model card: what was measured and how, in the Hub's metadata format, and how to load the checkpoint."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from .._registry import LOSSES, OPTIMIZERS, SAMPLERS, STAGE2, MethodInfo
+from ..class_distribution import ClassDistribution
+from ..posthoc import PostHoc
+
+__all__ = ['citations', 'write_card']
+
+LICENSE = 'apache-2.0'
+METRICS = {
+    'top1': 'Top-1', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot', 'balanced_accuracy': 'Balanced',
+    'ece': 'ECE',
+}
+# data sets that stand on the Hub, by the option that names them
+DATASETS = {
+    'torch/cifar10': ('uoft-cs/cifar10', 'CIFAR-10'),
+    'torch/cifar100': ('uoft-cs/cifar100', 'CIFAR-100'),
+    'timm_lt/digits': (None, 'Digits (scikit-learn)'),
+}
+
+
+def write_card(
+        folder: Path,
+        recipe: dict[str, Any],
+        metrics: dict[str, Any],
+        distribution: ClassDistribution,
+        posthoc: PostHoc | None = None,
+) -> None:
+    """Write ``README.md`` of a hub folder.
+
+    Args:
+        folder: The hub folder; its ``plots/`` are shown.
+        recipe: Resolved options; ``hub`` (licence, tags, dataset, title) and ``published`` are read if present.
+        metrics: Contents of ``metrics.json``.
+        distribution: Training images per class.
+        posthoc: Correction that stands in ``posthoc.json``.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+    hub = recipe.get('hub') or {}
+    dataset_id, dataset_name = _dataset(recipe, hub)
+    name = hub.get('title') or f'{recipe["model"]}, {_methods_line(recipe)}, {dataset_name} {_tail(distribution)}'
+    data = ModelCardData(
+        library_name='timm', pipeline_tag='image-classification', license=hub.get('license', LICENSE),
+        tags=['image-classification', 'timm', 'timm_lt', 'long-tailed', 'class-imbalance', *hub.get('tags', [])],
+        datasets=[dataset_id] if dataset_id else None, metrics=['accuracy'], model_name=name,
+        eval_results=_results(metrics, distribution, dataset_id, dataset_name))
+    sections = [
+        f'# {name}', _intro(recipe, metrics, distribution, dataset_name), '## Results',
+        _results_table(metrics, recipe.get('published')), '## Protocol', _protocol(metrics), '## Use', _usage(posthoc),
+    ]
+    if posthoc is not None:
+        sections += ['## Post-hoc correction', _posthoc(posthoc)]
+    if plots := sorted((folder / 'plots').glob('*.png')):
+        sections += ['## Plots', '\n\n'.join(f'![{p.stem.replace("_", " ")}](plots/{p.name})' for p in plots)]
+    if cited := citations(recipe):
+        sections += ['## Methods', '\n'.join(f'- {c}' for c in cited)]
+    card = ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(sections) + '\n')
+    card.save(folder / 'README.md')
+
+
+def citations(recipe: dict[str, Any]) -> list[str]:
+    """The papers of the loss, sampler, optimizer and second stage that a recipe names."""
+    cited: list[str] = []
+    for option, registry in (('loss', LOSSES), ('sampler', SAMPLERS), ('opt', OPTIMIZERS), ('stage2', STAGE2)):
+        name = recipe.get(option)
+        if name and name in registry:
+            info = registry.info(name)
+            if paper := _paper(info):
+                cited.append(f'`{name}`: {paper}')
+    return cited
+
+
+def _paper(info: MethodInfo) -> str:
+    """The citation in the head of the method's module, else the registered short one."""
+    doc = inspect.getdoc(inspect.getmodule(info.factory)) or ''
+    found = re.search(r'^Papers?: (.+?)(?=\n\n|\n[A-Z][A-Za-z ]*:|\Z)', doc, re.DOTALL | re.MULTILINE)
+    return ' '.join(found[1].split()) if found else info.paper
+
+
+def _dataset(recipe: dict[str, Any], hub: dict[str, Any]) -> tuple[str | None, str]:
+    option = recipe.get('dataset') or ''
+    if option in DATASETS:
+        dataset_id, name = DATASETS[option]
+    elif option.startswith(('hfds/', 'hfids/')):
+        dataset_id, name = option.split('/', 1)[1], option.split('/', 1)[1]
+    else:
+        dataset_id, name = None, Path(option).stem or 'image folder'
+    return hub.get('dataset', dataset_id), hub.get('dataset_name', name)
+
+
+def _tail(distribution: ClassDistribution) -> str:
+    return f'(imbalance ratio {distribution.imbalance_ratio:.4g})'
+
+
+def _methods_line(recipe: dict[str, Any]) -> str:
+    parts = [recipe.get('loss'), recipe.get('opt')]
+    if recipe.get('sampler') not in (None, 'instance_balanced'):
+        parts.append(recipe['sampler'])
+    if recipe.get('stage2') not in (None, '', 'none'):
+        parts.append(recipe['stage2'])
+    return ' + '.join(str(p) for p in parts if p)
+
+
+def _results(
+        metrics: dict[str, Any],
+        distribution: ClassDistribution,
+        dataset_id: str | None,
+        dataset_name: str,
+) -> list[Any]:
+    """The measured figures for ``model-index``; an absent split is left out, never 0."""
+    from huggingface_hub import EvalResult
+    protocol = metrics.get('protocol', {})
+    args = {k: protocol[k] for k in ('test_part', 'epoch_chosen_by', 'split_rule', 'transductive') if k in protocol}
+    return [
+        EvalResult(
+            task_type='image-classification', task_name='Long-tailed image classification',
+            dataset_type=dataset_id or re.sub(r'[^a-z0-9]+', '-', dataset_name.lower()).strip('-'),
+            dataset_name=f'{dataset_name}, {_tail(distribution).strip("()")}',
+            dataset_split=str(protocol.get('test_part', 'test')),
+            metric_type='ece' if key == 'ece' else 'accuracy', metric_name=label,
+            metric_value=round(float(metrics[key]), 4), metric_args=args | {'seed': metrics.get('seed')})
+        for key, label in METRICS.items() if metrics.get(key) is not None]
+
+
+def _intro(
+        recipe: dict[str, Any],
+        metrics: dict[str, Any],
+        distribution: ClassDistribution,
+        dataset_name: str,
+) -> str:
+    return (
+        f'`{recipe["model"]}` ({metrics.get("num_parameters", 0):,} parameters), trained on {dataset_name} with '
+        f'{distribution.num_samples:,} training images in {distribution.num_classes} classes, '
+        f'{int(distribution.counts.max()):,} in the largest and {int(distribution.counts.min()):,} in the smallest, by '
+        f'[timm](https://github.com/huggingface/pytorch-image-models) and timm_lt: {_methods_line(recipe)}, '
+        f'{metrics.get("epochs", recipe.get("epochs"))} epochs. `recipe.yaml` holds every option.')
+
+
+def _results_table(metrics: dict[str, Any], published: dict[str, Any] | None) -> str:
+    shown = {label: metrics.get(key) for key, label in METRICS.items()}
+    cells = ['absent' if v is None else f'{v:.2f}' for v in shown.values()]
+    lines = [
+        f'| {" | ".join(shown)} |', f'|{" ---: |" * len(shown)}', f'| {" | ".join(cells)} |', '',
+        f'Percent, one run, seed {metrics.get("seed")}. A split without classes is absent.']
+    if published:
+        figures = '; '.join(f'{k} {v}' for k, v in published.items() if k not in ('source', 'note'))
+        lines += ['', f'The recipe aims at a published figure, which is not a result of this checkpoint: {figures}. '
+                      f'Source: {published.get("source", "not stated")}.']
+        if published.get('note'):
+            lines += ['', str(published['note'])]
+    return '\n'.join(lines)
+
+
+def _protocol(metrics: dict[str, Any]) -> str:
+    entries = {k.replace('_', ' '): v for k, v in metrics.get('protocol', {}).items()}
+    if 'reported epoch' in entries:
+        entries['reported epoch'] += 1
+    return '\n'.join(f'- {k}: {v}' for k, v in entries.items()) or 'Not recorded.'
+
+
+def _usage(posthoc: PostHoc | None) -> str:
+    corrected = ', with the post-hoc correction' if posthoc is not None else ''
+    return '\n'.join([
+        '```python',
+        'import timm, timm_lt',
+        "model = timm.create_model('hf-hub:USER/NAME', pretrained=True)       # timm alone; logits as trained",
+        "checkpoint = timm_lt.hub.load('USER/NAME')                           # weights checked against manifest.json",
+        f'scores = checkpoint(checkpoint.transform(image)[None])               # log-scores{corrected}',
+        'checkpoint.class_names, checkpoint.distribution.counts, checkpoint.metrics["top1"]',
+        '```',
+    ])
+
+
+def _posthoc(posthoc: PostHoc) -> str:
+    text = f'`posthoc.json`: {posthoc.label}.'
+    if posthoc.transductive:
+        text += ' It uses the statistics of all test images at once, so its figures are not those of a single image.'
+    return text

@@ -1,0 +1,123 @@
+"""The ``hub/`` folder of a run.
+
+=============================  ======================================================================================
+``config.json``                timm's description of the network and its input
+``model.safetensors``          the weights
+``manifest.json``              SHA-256 of the weights, versions
+``class_distribution.json``    training images per class, timm's class-stats format, with the class names
+``recipe.yaml``                the resolved options, as ``--config`` reads them, less paths of the machine
+``metrics.json``               measured figures and their protocol
+``posthoc.json``               the post-hoc correction with its values, where there is one
+``README.md``                  the model card
+``plots/``                     figures of the report
+=============================  ======================================================================================
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+import yaml
+
+from .._version import __version__
+from ..class_distribution import ClassDistribution
+from ..posthoc import PostHoc
+from .card import write_card
+from .errors import HubError
+from .weights import DTYPES, write_manifest, write_weights
+
+__all__ = ['write_hub_folder']
+
+# where a run was carried out, not what it computed
+PRIVATE_OPTIONS = (
+    'config', 'data_dir', 'experiment', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume', 'revision',
+)
+
+
+def write_hub_folder(
+        run_dir: str | Path,
+        model: nn.Module,
+        *,
+        model_args: dict[str, Any] | None = None,
+        data_config: dict[str, Any] | None = None,
+        posthoc: PostHoc | None = None,
+        dtype: str = 'float32',
+) -> Path:
+    """Write ``run_dir/hub`` from the files of a run; the folder appears whole or not at all.
+
+    Args:
+        run_dir: Has ``args.yaml``, ``metrics.json``, ``class_distribution.json``; ``plots/`` and ``posthoc.json`` are
+            taken where they exist.
+        model: A timm model with the weights to publish.
+        model_args: Arguments of ``timm.create_model`` that rebuild it.
+        data_config: Input size, mean, deviation, interpolation, crop.
+        posthoc: Correction to apply to the logits; None takes that of ``posthoc.json``.
+        dtype: Type the weights are stored in: ``'float32'``, ``'float16'`` or ``'bfloat16'``. Loading copies them
+            into the float32 model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HubError: If a file of the run is missing or unreadable.
+    """
+    from timm.models import save_for_hf
+    run_dir = Path(run_dir)
+    if dtype not in DTYPES:
+        raise HubError(f'dtype must be one of {tuple(DTYPES)}, got {dtype!r}')
+    distribution, options, metrics = _read_run(run_dir)
+    if posthoc is None and (run_dir / 'posthoc.json').is_file():
+        posthoc = PostHoc.from_dict(json.loads((run_dir / 'posthoc.json').read_text(encoding='utf-8')))
+
+    new = run_dir / 'hub.new'
+    shutil.rmtree(new, ignore_errors=True)
+    config = {'label_names': distribution.class_names} if distribution.class_names else {}
+    save_for_hf(
+        model, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
+        data_config=data_config)
+    if dtype != 'float32':
+        write_weights(new, dtype)
+    write_manifest(new, dtype=dtype, versions={'timm_lt': __version__, 'timm': _timm(), 'torch': torch.__version__})
+    distribution.to_json(new / 'class_distribution.json')
+    recipe = {k: v for k, v in options.items() if k not in PRIVATE_OPTIONS}
+    (new / 'recipe.yaml').write_text(yaml.safe_dump(recipe, sort_keys=True), encoding='utf-8')
+    shutil.copy(run_dir / 'metrics.json', new / 'metrics.json')
+    if posthoc is not None:
+        (new / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
+    plots = sorted((run_dir / 'plots').glob('*.png')) if (run_dir / 'plots').is_dir() else []
+    for plot in plots:
+        (new / 'plots').mkdir(exist_ok=True)
+        shutil.copy(plot, new / 'plots' / plot.name)
+    write_card(new, recipe, metrics, distribution, posthoc)
+    _replace(new, run_dir / 'hub')
+    return run_dir / 'hub'
+
+
+def _read_run(run_dir: Path) -> tuple[ClassDistribution, dict[str, Any], dict[str, Any]]:
+    try:
+        distribution = ClassDistribution.from_json(run_dir / 'class_distribution.json')
+        options = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
+        metrics = json.loads((run_dir / 'metrics.json').read_text(encoding='utf-8'))
+    except FileNotFoundError as e:
+        raise HubError(f'{run_dir} is no finished run: {Path(e.filename).name} is missing') from e
+    except (ValueError, yaml.YAMLError) as e:
+        raise HubError(f'{run_dir}: {e}') from e
+    return distribution, options, metrics
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _timm() -> str:
+    import timm
+    return timm.__version__

@@ -1,0 +1,166 @@
+"""Load a checkpoint with what it was trained on and how it was measured."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch.nn as nn
+import yaml
+from torch import Tensor
+
+from ..class_distribution import ClassDistribution
+from ..posthoc import PostHoc
+from .errors import HubError
+from .weights import read_weights
+
+__all__ = ['Checkpoint', 'load', 'shipped']
+
+SHIPPED = Path(__file__).parent / 'checkpoints'
+
+
+@dataclass
+class Checkpoint:
+    """A trained network and what is known of it.
+
+    Attributes:
+        model: The network in evaluation mode.
+        class_names: Names of the classes, or None.
+        distribution: Training images per class, or None for a checkpoint of timm alone.
+        posthoc: Correction of the logits, or None.
+        metrics: Measured figures and their protocol.
+        recipe: Resolved options of the run.
+        folder: Where the files lie.
+    """
+    model: nn.Module
+    class_names: list[str] | None
+    distribution: ClassDistribution | None
+    posthoc: PostHoc | None
+    metrics: dict[str, Any] = field(repr=False)
+    recipe: dict[str, Any] = field(repr=False)
+    folder: Path
+
+    @property
+    def transform(self) -> Callable:
+        """timm's evaluation transform of the network: a PIL image to a tensor (3, H, W)."""
+        return timm.data.create_transform(**timm.data.resolve_data_config({}, model=self.model))
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Scores of a batch of images, (B, C), post-hoc correction included.
+
+        A transductive correction is left out: it needs the logits of all test images at once; call ``posthoc`` on them.
+        """
+        logits = self.model(input)
+        return logits if self.posthoc is None or self.posthoc.transductive else self.posthoc(logits)
+
+
+def shipped(name: str = '') -> Path | list[str]:
+    """The folder of a checkpoint that comes with the package; without a name, the names.
+
+    Raises:
+        HubError: If there is no such checkpoint.
+    """
+    names = sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))
+    if not name:
+        return names
+    if name not in names:
+        raise HubError(f'no checkpoint {name!r} comes with the package; there is {", ".join(names) or "none"}')
+    return SHIPPED / name
+
+
+def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 'cpu') -> Checkpoint:
+    """Load a checkpoint with its class names, class counts, figures and post-hoc correction.
+
+    Only ``model.safetensors`` is read, after a check against the SHA-256 of ``manifest.json``; a pickled or changed
+    file is refused unread.
+
+    Args:
+        name_or_dir: A folder (a hub folder, or the run that has one), ``'local-dir:FOLDER'``, the name of a checkpoint
+            that comes with the package (``'digits'``), or ``'hf-hub:USER/NAME'`` or ``'USER/NAME'`` on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        device: Where the network goes.
+
+    Raises:
+        HubError: If there is no such checkpoint, or its files are damaged, changed, or do not fit the network.
+    """
+    folder = _find(str(name_or_dir), revision)
+    tensors = read_weights(folder)
+    try:
+        model = timm.create_model(f'local-dir:{folder}', pretrained=False)
+    except (RuntimeError, TypeError, ValueError, KeyError) as e:
+        raise HubError(f'{folder}: config.json names a network that cannot be built: {e}') from e
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise HubError(f'{folder}: the weights do not fit the network of config.json: {e}') from e
+    distribution = None
+    if (folder / 'class_distribution.json').is_file():
+        try:
+            distribution = ClassDistribution.from_json(folder / 'class_distribution.json')
+        except (TypeError, ValueError) as e:
+            raise HubError(f'{folder}: {e}') from e
+        if distribution.num_classes != model.num_classes:
+            raise HubError(
+                f'{folder}: class_distribution.json has {distribution.num_classes} classes, the network '
+                f'{model.num_classes}')
+    posthoc = _json(folder / 'posthoc.json')
+    names = _json(folder / 'config.json').get('label_names')
+    if names is None and distribution is not None:
+        names = distribution.class_names
+    return Checkpoint(
+        model=model.to(device).eval(), class_names=list(names) if names else None, distribution=distribution,
+        posthoc=_posthoc(folder, posthoc), metrics=_json(folder / 'metrics.json') or {},
+        recipe=_recipe(folder / 'recipe.yaml'), folder=folder)
+
+
+def _find(name: str, revision: str | None) -> Path:
+    scheme, _, rest = name.partition(':')
+    if scheme == 'hf-hub' and rest:
+        return _download(rest, revision)
+    folder = Path(rest if scheme == 'local-dir' and rest else name)
+    if name in shipped() and not (folder / 'config.json').is_file():
+        return shipped(name)
+    if folder.is_dir():
+        if not (folder / 'config.json').is_file() and (folder / 'hub' / 'config.json').is_file():
+            folder = folder / 'hub'
+        if not (folder / 'config.json').is_file():
+            raise HubError(f'{folder} is no checkpoint: it has neither config.json nor hub/config.json')
+        return folder
+    if scheme != 'local-dir' and name.count('/') == 1 and not name.startswith(('.', '/', '~')):
+        return _download(name, revision)
+    raise HubError(
+        f'no checkpoint {name!r}: no such folder; with the package comes {", ".join(shipped()) or "none"}; '
+        f"one on the Hub is named 'hf-hub:USER/NAME'")
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from .remote import download
+    repo_id, _, at = name.partition('@')  # as in timm's hf-hub:USER/NAME@REVISION
+    return download(repo_id, revision or at or None)
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
+
+
+def _posthoc(folder: Path, values: Any) -> PostHoc | None:
+    if values is None:
+        return None
+    try:
+        return PostHoc.from_dict(values)
+    except (TypeError, ValueError) as e:
+        raise HubError(f'{folder / "posthoc.json"}: {e}') from e
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8')) if path.is_file() else {}
+    except yaml.YAMLError as e:
+        raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
