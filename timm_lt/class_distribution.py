@@ -30,6 +30,8 @@ class ClassDistribution:
     def __init__(self, class_counts: Any, class_names: Iterable[str] | None = None) -> None:
         self.counts: Tensor = check_class_counts(class_counts, min_count=0)
         self.class_names = None if class_names is None else [str(n) for n in class_names]
+        if not self.num_samples:
+            raise ValueError(f'no class has an image: the counts of all {self.num_classes} classes are 0')
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f'there are {self.num_classes} classes, but {len(self.class_names)} class_names')
 
@@ -51,7 +53,11 @@ class ClassDistribution:
             ValueError: If there is no label, a label is outside [0, C), or labels are not whole numbers.
         """
         if not isinstance(targets, Tensor):
-            targets = torch.as_tensor(list(targets) if not hasattr(targets, '__array__') else targets)
+            targets = targets if hasattr(targets, '__array__') else list(targets)
+            try:
+                targets = torch.as_tensor(targets)
+            except (TypeError, ValueError) as e:
+                raise ValueError(f'targets must be whole numbers, got e.g. {list(targets)[:3]}') from e
         targets = targets.detach().cpu()
         if targets.ndim != 1 or targets.numel() == 0:
             raise ValueError(f'targets must be one-dimensional and not empty, got shape {tuple(targets.shape)}')
@@ -92,7 +98,13 @@ class ClassDistribution:
         if not isinstance(stats, dict) or 'pos_counts' not in stats:
             raise ValueError(
                 f"class-stats file {path} needs a 'pos_counts' list and 'num_samples', as timm writes them")
-        return cls(stats['pos_counts'], stats.get('class_names'))
+        distribution = cls(stats['pos_counts'], stats.get('class_names'))
+        num_samples = stats.get('num_samples', distribution.num_samples)
+        if num_samples != distribution.num_samples:
+            raise ValueError(
+                f'class-stats file {path}: pos_counts add up to {distribution.num_samples}, but num_samples is '
+                f'{num_samples}; it describes images with several labels (or none), which have no class sizes')
+        return distribution
 
     def to_dict(self) -> dict[str, Any]:
         """timm's class-stats entries, with the class names where known."""
