@@ -179,7 +179,7 @@ class ClassDistribution:
         return self.counts < eta
 
     def size_groups(self, num_groups: int) -> Tensor:
-        """Group of each class, (C,), int64: classes sorted by size, cut into ``num_groups`` even groups, 0 the largest."""
+        """Group of each class, (C,), int64: classes by size, cut into ``num_groups`` even groups, 0 the largest."""
         check_option('num_groups', num_groups, range(1, self.num_classes + 1))
         order = torch.argsort(self.counts, descending=True, stable=True)
         groups = torch.empty(self.num_classes, dtype=torch.int64)
