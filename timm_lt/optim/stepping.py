@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._validate import check_option
 from ._engine import SharpnessAware
+from ._tensors import SavedBuffers
 from .closure import BatchClosure
 
 __all__ = ['StepResult', 'optimizer_step']
@@ -36,6 +37,8 @@ def optimizer_step(
 ) -> StepResult:
     """Compute gradients, unscale once, clip the final gradient once, step, clear the gradients, settle loss statistics.
 
+    A step that the gradient scaler skips changes nothing but the loss scale: neither weights, buffers, statistics of the
+    loss nor the optimizer's own state; hold the scheduler and the moving average of the weights on ``skipped``.
     Works for any optimizer: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
 
     Args:
@@ -54,6 +57,8 @@ def optimizer_step(
     scaler = closure.scaler
     if scaler is not None and not hasattr(optimizer, 'step_was_skipped'):
         raise RuntimeError('mixed precision with a gradient scaler needs optimizer = accelerator.prepare(optimizer)')
+    # a forward pass that overflows leaves infinities in running statistics: a skipped step takes them back too
+    buffers = SavedBuffers(closure.module if scaler is not None else None)
     sharpness_aware = find_sharpness_aware(optimizer)
     loss = closure() if sharpness_aware is None else sharpness_aware.compute_grads(closure)
     if clip_grad is not None:
@@ -64,6 +69,8 @@ def optimizer_step(
     optimizer.step()
     skipped = scaler is not None and bool(optimizer.step_was_skipped)
     optimizer.zero_grad()
+    if skipped:
+        buffers.restore()
     if skipped and hasattr(closure.criterion, 'discard_statistics'):
         closure.criterion.discard_statistics()
     elif hasattr(closure.criterion, 'commit_statistics'):

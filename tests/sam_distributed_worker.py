@@ -1,0 +1,205 @@
+"""What ``test_sam_distributed.py`` runs in every process of one group; prints the name of each check that passed."""
+
+import copy
+import sys
+import warnings
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from test_sam import COUNTS, ETA, NAMES, OWN, assert_bit_equal, flat, make_batch, make_model, make_optimizer
+from test_sam import reference_gradient
+from test_sam_amp import Overflowing
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from timm_lt.optim import BatchClosure, optimizer_step
+
+warnings.simplefilter('ignore')
+ALL = ('momentum', *NAMES)
+
+
+def joint_batch(seed, kind='mixed'):
+    """The joint batch, sorted by class for 'sorted': then some processes have no head or no tail samples."""
+    x, y = make_batch(12, seed=seed)
+    if kind == 'sorted':
+        order = y.argsort()
+        x, y = x[order], y[order]
+    return x, y
+
+
+def share(tensor, sizes=None):
+    sizes = sizes or [len(tensor) // dist.get_world_size()] * dist.get_world_size()
+    return tensor.split(sizes)[dist.get_rank()]
+
+
+def assert_same_everywhere(tensor, what):
+    copies = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(copies, tensor.contiguous())
+    assert all(torch.equal(copies[0], c) for c in copies), f'{what} differs between processes'
+
+
+def close(a, b, what):
+    assert torch.allclose(a, b, rtol=1e-9, atol=1e-11), f'{what}: off by {(a - b).abs().max()}'
+
+
+def check_processes_equal_one_process_with_the_joint_batch(wrap=lambda model, optimizer: (DDP(model), optimizer)):
+    for kind in ('mixed', 'sorted'):
+        for name in ALL:
+            alone = make_model('group')
+            model = copy.deepcopy(alone)
+            optimizer, single = make_optimizer(model, name), make_optimizer(alone, name)
+            model, optimizer = wrap(model, optimizer)
+            for step in range(3):
+                x, y = joint_batch(step, kind)
+                optimizer_step(
+                    optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y)), clip_grad=0.5)
+                optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y), clip_grad=0.5)
+            parameters = [p.full_tensor() if hasattr(p, 'full_tensor') else p for p in model.parameters()]
+            close(flat(parameters), flat(alone.parameters()), f'{name} {kind}')
+
+
+def check_uneven_shares_and_class_weights_and_micro_batches_equal_the_joint_batch():
+    weight = torch.tensor([0.2, 0.5, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    sizes = [5, 7] if dist.get_world_size() == 2 else [2, 2, 3, 5]
+    for name in ALL:
+        alone = make_model('group')
+        model = DDP(copy.deepcopy(alone))
+        optimizer, single = make_optimizer(model, name), make_optimizer(alone, name)
+        for step in range(2):
+            x, y = joint_batch(step, 'sorted')
+            mine_x, mine_y = share(x, sizes), share(y, sizes)
+            cut = [1, len(mine_x) - 1]
+            xs, ys = list(mine_x.split(cut)), list(mine_y.split(cut))
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(weight), xs, ys))
+            optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(weight), x, y))
+        close(flat(model.parameters()), flat(alone.parameters()), name)
+
+
+def check_batchnorm_passes_are_those_of_each_process_and_replicas_stay_bit_equal_over_100_steps():
+    for name in NAMES:
+        model = DDP(make_model('batch', torch.float32))
+        optimizer = make_optimizer(model, name, every=1)
+        for step in range(100):
+            optimizer.set_epoch(step, 100)
+            x, y = make_batch(4, seed=step * 10 + dist.get_rank(), dtype=torch.float32)
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        assert_same_everywhere(flat(model.parameters()), f'{name} after 100 steps')
+        # the moments of the base as well
+        assert_same_everywhere(flat(s['momentum_buffer'] for s in optimizer.state.values()), f'{name} momentum')
+
+
+def check_buffers_after_a_step_are_those_of_one_plain_forward_of_ddp():
+    for name in NAMES:
+        model, plain = DDP(make_model('batch')), DDP(make_model('batch'))
+        optimizer = make_optimizer(model, name)
+        for step in range(3):
+            x, y = make_batch(6, seed=step * 10 + dist.get_rank())
+            optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+            plain.zero_grad()
+            F.cross_entropy(plain(x), y).backward()
+            assert_bit_equal(dict(model.named_buffers()), dict(plain.named_buffers()))
+
+
+def check_local_ascent_perturbs_every_process_by_its_own_gradient():
+    for name in ('sam', 'imbsam'):
+        reference = make_model('group')
+        model = DDP(copy.deepcopy(reference))
+        optimizer = make_optimizer(model, name, local_ascent=True)
+        x, y = joint_batch(0)
+        optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y)))
+        mine = flat(reference_gradient(reference, name, share(x), share(y), OWN[name]).values())
+        dist.all_reduce(mine)
+        close(flat(p.grad for p in model.parameters()), mine / dist.get_world_size(), name)
+
+
+def check_overflow_in_any_pass_of_one_process_makes_all_skip():
+    accelerator = Accelerator(cpu=True)
+    bad_rank = dist.get_world_size() - 1
+    for norm in ('batch', 'group'):
+        for name, options in [*((n, {}) for n in ALL), ('sam', {'local_ascent': True}), ('ssesam', {'local_ascent': True})]:
+            accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=64.0)
+            model, optimizer = accelerator.prepare(
+                *(lambda m: (m, make_optimizer(m, name, **options)))(make_model(norm, torch.float32)))  # noqa: B023
+            x, y = joint_batch(0)
+            x, y = share(x).float(), share(y)
+            for at in range(6):
+                criterion = Overflowing(at if dist.get_rank() == bad_rank else None)
+                before = copy.deepcopy((model.module.state_dict(), optimizer.state_dict()))
+                result = optimizer_step(optimizer, BatchClosure(model, criterion, x, y, accelerator), clip_grad=1.0)
+                injected = torch.tensor(float(criterion.at is not None and criterion.calls > at))
+                dist.all_reduce(injected)
+                assert result.skipped == bool(injected), f'{name} {norm} pass {at}'
+                assert_same_everywhere(flat(model.parameters()), f'{name} {norm} pass {at}')
+                assert torch.isfinite(flat(model.parameters())).all()
+                if result.skipped:
+                    assert_bit_equal(model.module.state_dict(), before[0])
+                    assert optimizer.state_dict().get('sharpness_aware') == before[1].get('sharpness_aware')
+            assert accelerator.scaler.get_scale() < 64.0
+
+
+def check_static_graph_is_refused():
+    x, y = joint_batch(0)
+    try:
+        BatchClosure(DDP(make_model(), static_graph=True), nn.CrossEntropyLoss(), x, y)
+    except ValueError as e:
+        assert 'static_graph' in str(e)
+    else:
+        raise AssertionError('static_graph was accepted')
+
+
+def check_fsdp2_through_accelerate_equals_one_process():
+    accelerator = Accelerator(cpu=True)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy='NO_WRAP', cpu_ram_efficient_loading=False)
+    shared = accelerator.state._shared_state
+    before = dict(shared)
+
+    def wrap(model, optimizer):
+        # Accelerate chooses FSDP for accelerators only; its state is told that this is one, and forgets it each time
+        shared.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, plugin
+        accelerator._models.clear()
+        accelerator._optimizers.clear()
+        model, optimizer = accelerator.prepare(model, optimizer)
+        assert all(type(p).__name__ == 'DTensor' for p in model.parameters())
+        return model, optimizer
+
+    try:
+        check_processes_equal_one_process_with_the_joint_batch(wrap)
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'sam', local_ascent=True)))(make_model('group'))
+        x, y = joint_batch(0)
+        try:
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
+        except ValueError as e:
+            assert 'local_ascent' in str(e)
+        else:
+            raise AssertionError('local_ascent was accepted with sharded parameters')
+        # more parts than one need a pass each here, and BatchNorm's buffers must not see them
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('batch'))
+        plain = make_model('batch')
+        optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
+        plain(share(x))
+        assert_bit_equal(dict(model.named_buffers()), dict(plain.named_buffers()))
+    finally:
+        shared.clear()
+        shared.update(before)
+
+
+def main():
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo')
+    assert len(COUNTS) == 6 and ETA == 20
+    for name in sys.argv[1:]:
+        globals()[f'check_{name}']()
+        dist.barrier()
+        if dist.get_rank() == 0:
+            sys.stdout.write(f'passed {name}\n')
+            sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main()
