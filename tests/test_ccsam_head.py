@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import timm_lt
-from timm_lt.optim._ccsam_head import class_perturbations
+from timm_lt.models import CosineClassifier
+from timm_lt.optim._ccsam_head import class_perturbations, cosine_perturbations
 
 C, D = 7, 5
 COUNTS = torch.tensor([300, 120, 40, 12, 5, 2, 1])
@@ -138,3 +139,36 @@ def test_largest_intermediate_is_not_quadratic_in_classes():
         p.shift(features, labels)
     assert max(sizes) <= classes * dim
     assert len(sizes) < 100
+
+
+@pytest.mark.parametrize('labels', LABELS.values(), ids=LABELS.keys())
+def test_closed_form_of_a_cosine_classifier_matches_a_loop_over_classes(labels):
+    features, labels, weight, _ = batch(labels)
+    head = CosineClassifier(D, C, 4.0).double()
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    features.requires_grad_()
+    z = head(features)
+    values = F.cross_entropy(z, labels, reduction='none')
+    residuals, = torch.autograd.grad(values.sum(), z, retain_graph=True)
+    p = cosine_perturbations(
+        features.detach(), residuals, labels, COUNTS, head.weight.detach(), head.scale, scale=0.5)
+    perturbed = F.cross_entropy(p.perturbed_logits(head, z, features, labels), labels, reduction='none')
+    total = 0
+    for c in labels.unique().tolist():
+        rows = labels == c
+        free = weight.clone().requires_grad_()
+
+        def loss(f, w, rows=rows):
+            z = 4.0 * F.normalize(f, dim=1) @ F.normalize(w, dim=1).T
+            return F.cross_entropy(z, labels[rows], reduction='none')
+
+        g, = torch.autograd.grad(loss(features[rows].detach(), free).mean(), free)
+        k = weight.numel()
+        rho = (weight.norm() / (2 * g.norm())).sqrt() / (k * max(int(COUNTS[c]) - 1, 1)) ** 0.25
+        reference = loss(features[rows], head.weight + 0.5 * math.sqrt(k) * rho * g / g.norm())
+        torch.testing.assert_close(perturbed[rows], reference, rtol=1e-9, atol=1e-11)
+        total = total + reference.sum()
+    leaves = [features, head.weight]
+    for ours, theirs in zip(torch.autograd.grad(perturbed.sum(), leaves), torch.autograd.grad(total, leaves)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)

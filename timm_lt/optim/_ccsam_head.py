@@ -1,4 +1,4 @@
-"""CC-SAM on a linear classifier in closed form, for all classes of a batch at once.
+"""CC-SAM on a linear or cosine classifier in closed form, for all classes of a batch at once.
 
 Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
 Implements: the per-class radius and perturbation of stage 1, with the classifier as the perturbed part.
@@ -6,7 +6,9 @@ Source: written from the equations. With ``f_i`` the features, ``r_i`` the gradi
 its logits and m_c the samples of class c in the batch, the gradient of the mean loss of class c is
 ``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the
 shift ``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
-no C x C x D tensor, no loop over classes, no host synchronisation.
+no C x C x D tensor, no loop over classes, no host synchronisation. A cosine classifier ``s <f, w> / (|f| |w|)`` has
+``g_c = (1/m_c) * sum_j a_j (f_j/|f_j| - u_j w/|w|)^T`` with cosines u and ``a = s r / |w|``, orthogonal to w: the same
+products give the numerator ``<f, w + eps>`` and ``|w + eps|**2 = |w|**2 + |eps|**2``.
 Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2, and a
 class whose gradient is zero is not perturbed; the official code divides by zero in both cases.
 """
@@ -14,6 +16,8 @@ class whose gradient is zero is not perturbed; the official code divides by zero
 from dataclasses import dataclass
 
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 VARIANTS = ('paper', 'released')
@@ -58,6 +62,51 @@ class ClassPerturbations:
         kernel = features @ self.features.T * self.weight_scale + self.bias_scale
         return (kernel * same) @ self.residuals
 
+    def perturbed_logits(self, classifier: nn.Linear, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits of each sample under the perturbation of its class, (B, C), from those of the classifier."""
+        return logits + self.shift(features.to(self.features.dtype), labels)
+
+
+@dataclass(frozen=True)
+class CosinePerturbations:
+    """One perturbation of a cosine classifier per class, as factors.
+
+    Attributes:
+        features: Normalised features of the joint batch, (N, D).
+        residuals: Gradients ``a``, (N, C).
+        labels: (N,), int64.
+        weight_scale: (N,), as in :class:`ClassPerturbations`.
+        weight_radius: (N,).
+        radial: ``weight_scale * sum_{j in c} a_j u_j``, the part along the class vectors that is taken out, (N, C).
+        eps_norm_2: ``|eps|**2`` of each class vector, (N, C).
+    """
+    features: Tensor
+    residuals: Tensor
+    labels: Tensor
+    weight_scale: Tensor
+    weight_radius: Tensor
+    radial: Tensor
+    eps_norm_2: Tensor
+
+    def perturbed_logits(self, classifier: nn.Module, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits under the perturbation of its class, (B, C); ``labels`` must be among ``self.labels``.
+
+        Differentiable with respect to the features and the classifier's weight.
+        """
+        weight = classifier.weight.to(self.features.dtype)
+        unit = F.normalize(features.to(self.features.dtype), dim=1)
+        direction = F.normalize(weight.detach(), dim=1)
+        same = (labels[:, None] == self.labels).to(unit.dtype)
+        row = same.argmax(1)  # some sample of the same class: what is stored is the class's
+        kernel = same * self.weight_scale
+        radial = self.radial[row]
+        cosines = unit @ direction.T
+        numerator = unit @ weight.T + (kernel * (unit @ self.features.T)) @ self.residuals - radial * cosines
+        # eps is orthogonal to w: their product is 0, but its gradient with respect to w is not
+        product = kernel @ (self.residuals * (self.features @ weight.T)) - radial * (direction * weight).sum(1)
+        norm_2 = weight.square().sum(1) + 2 * product + self.eps_norm_2[row]
+        return classifier.scale * numerator / norm_2.sqrt()
+
 
 def class_radius(classifier_norm: Tensor, gradient_norm: Tensor, class_counts: Tensor, num_parameters: int) -> Tensor:
     """Radius ``rho_c = (|w| / (2 |g_c|))**1/2 * k**-1/4 * (n_c - 1)**-1/4``; n_c = 1 counts as 2.
@@ -97,15 +146,12 @@ def class_perturbations(
             and direction, while ``|w|`` and k stay those of the whole classifier.
     """
     dtype = torch.promote_types(residuals.dtype, torch.float32)
-    features, residuals, weight = features.to(dtype), residuals.to(dtype), weight.to(dtype)
-    counts = class_counts[labels].to(dtype)
+    features, residuals = features.to(dtype), residuals.to(dtype)
     num_parameters = weight.numel()
-    classifier_norm_2 = weight.square().sum()
+    classifier_norm_2 = weight.to(dtype).square().sum()
     if bias is not None:
         num_parameters += bias.numel()
         classifier_norm_2 = classifier_norm_2 + bias.to(dtype).square().sum()
-    classifier_norm = classifier_norm_2.sqrt() + _NORM_EPS
-
     same = (labels[:, None] == labels).to(dtype)
     class_size = same.sum(1)
     residual_products = residuals @ residuals.T * same
@@ -118,15 +164,64 @@ def class_perturbations(
         weight_norm_2 = bias_norm_2 = weight_norm_2 + bias_norm_2
 
     def radius_and_scale(norm_2: Tensor) -> tuple[Tensor, Tensor]:
-        # below this the square has lost its digits: the class counts as solved, and a radius that grows as |g|**-1/2
-        # would only blow up rounding
-        perturbed = norm_2 > torch.finfo(dtype).tiny / torch.finfo(dtype).eps
-        norm = norm_2.where(perturbed, torch.ones_like(norm_2)).sqrt()
-        radius = class_radius(classifier_norm, norm, counts, num_parameters) * perturbed
-        return radius, scale * num_parameters ** 0.5 * radius / (norm * class_size)
+        return _radius_and_scale(
+            norm_2, class_size, class_counts[labels].to(dtype), classifier_norm_2, num_parameters, scale)
 
     weight_radius, weight_scale = radius_and_scale(weight_norm_2)
-    bias_radius, bias_scale = radius_and_scale(bias_norm_2)
+    bias_radius, bias_scale = (weight_radius, weight_scale) if variant == 'paper' else radius_and_scale(bias_norm_2)
     if bias is None:
         bias_radius, bias_scale = torch.zeros_like(bias_radius), torch.zeros_like(bias_scale)
     return ClassPerturbations(features, residuals, labels, weight_scale, bias_scale, weight_radius, bias_radius)
+
+
+@torch.no_grad()
+def cosine_perturbations(
+        features: Tensor,
+        residuals: Tensor,
+        labels: Tensor,
+        class_counts: Tensor,
+        weight: Tensor,
+        cosine_scale: float,
+        *,
+        scale: float = 1e-6,
+) -> CosinePerturbations:
+    """The perturbation of each class for a cosine classifier; one tensor, so both variants are the same.
+
+    Args:
+        features, residuals, labels, class_counts, weight, scale: See :func:`class_perturbations`.
+        cosine_scale: Factor of the classifier on the cosines.
+    """
+    dtype = torch.promote_types(residuals.dtype, torch.float32)
+    weight = weight.to(dtype)
+    norms = torch.linalg.vector_norm(weight, dim=1)
+    unit = F.normalize(features.to(dtype), dim=1)
+    residuals = residuals.to(dtype) * (cosine_scale / norms)
+    same = (labels[:, None] == labels).to(dtype)
+    class_size = same.sum(1)
+    radial = same @ (residuals * (unit @ (weight / norms[:, None]).T))
+    tangential_2 = same @ (residuals * ((unit @ unit.T * same) @ residuals)) - radial.square()
+    tangential_2 = tangential_2.clamp(min=0)
+    radius, weight_scale = _radius_and_scale(
+        tangential_2.sum(1) / class_size.square(), class_size, class_counts[labels].to(dtype), norms.square().sum(),
+        weight.numel(), scale)
+    return CosinePerturbations(
+        unit, residuals, labels, weight_scale, radius, weight_scale[:, None] * radial,
+        weight_scale.square()[:, None] * tangential_2)
+
+
+def _radius_and_scale(
+        norm_2: Tensor,
+        class_size: Tensor,
+        class_counts: Tensor,
+        classifier_norm_2: Tensor,
+        num_parameters: int,
+        scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Radius, and what ``sum_{j in c} r_j f_j^T`` is multiplied by, for the class of each sample, from ``|g_c|**2``."""
+    info = torch.finfo(norm_2.dtype)
+    # below this the square has lost its digits: the class counts as solved, and a radius that grows as |g|**-1/2 would
+    # only blow up rounding
+    perturbed = norm_2 > info.tiny / info.eps
+    norm = norm_2.where(perturbed, torch.ones_like(norm_2)).sqrt()
+    radius = class_radius(classifier_norm_2.sqrt() + _NORM_EPS, norm, class_counts, num_parameters) * perturbed
+    return radius, scale * num_parameters ** 0.5 * radius / (norm * class_size)

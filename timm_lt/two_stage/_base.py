@@ -1,13 +1,13 @@
 """What every second stage shares: a frozen backbone, a head that is trained or fitted, a plain model again."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .._capture import captured_inputs
 from .._validate import check_class_counts
 from ..losses._base import sample_losses
 from ..models.cosine_classifier import CosineClassifier
@@ -173,17 +173,6 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     name = next(n for n, m in model.named_modules() if m is old)
     new.train(old.training)
     model.set_submodule(name, new)
-
-
-@contextmanager
-def captured_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the first argument of each call of ``module`` inside the block."""
-    inputs: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
-        yield inputs
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()
