@@ -28,6 +28,7 @@ except (ImportError, AttributeError) as e:  # pragma: no cover - depends on the 
 from ._registry import OPTIMIZERS, MethodInfo
 
 _originals: dict[tuple[Any, str], Any] = {}
+_added: set[tuple[str, str]] = set()  # (kind, name): what this package put there, and takes back
 _networks: list[Callable] = []
 
 
@@ -53,6 +54,7 @@ def register() -> None:
     for fn in _networks:
         if fn.__name__ not in _model_registry._model_entrypoints:
             timm.models.register_model(fn)
+            _added.add(('model', fn.__name__))
     for info in OPTIMIZERS.infos():
         _register_optimizer(info)
     OPTIMIZERS.on_register(_register_optimizer)
@@ -66,11 +68,13 @@ def unregister() -> None:
         setattr(module, name, original)
     _originals.clear()
     OPTIMIZERS.remove_listener(_register_optimizer)
-    for info in OPTIMIZERS.infos():
-        default_registry._optimizers.pop(info.name, None)
-    for fn in _networks:
-        _model_registry._clear_model_entries(fn.__name__)
-        _model_registry._model_entrypoints.pop(fn.__name__, None)
+    for kind, name in _added:
+        if kind == 'optimizer':
+            default_registry._optimizers.pop(name, None)
+        else:
+            _model_registry._clear_model_entries(name)
+            _model_registry._model_entrypoints.pop(name, None)
+    _added.clear()
 
 
 def _register_optimizer(info: MethodInfo) -> None:
@@ -80,6 +84,7 @@ def _register_optimizer(info: MethodInfo) -> None:
         default_registry.register(OptimInfo(
             name=info.name, opt_class=info.factory, description=info.description,
             has_eps=True, has_momentum=True, has_betas=True))
+        _added.add(('optimizer', info.name))
 
 
 def _patch(name: str, wrap: Callable, modules: tuple) -> None:
