@@ -152,6 +152,20 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
         assert one[key] == pytest.approx(two[key], abs=0.5)
 
 
+@pytest.mark.parametrize('options', [
+    ['--loss', 'bcl', '--opt', 'sam', '--opt-kwargs', 'rho=0.05'],
+    ['--loss', 'ldam', '--drw-epoch', '1', '--opt', 'imbsam', '--opt-kwargs', 'eta=10'],
+    ['--loss', 'ce', '--mixup', '1.0', '--opt', 'ssesam', '--opt-kwargs', 'eta=10', 'stage=0.5',
+     '--mixed-precision', 'bf16'],
+    ['--loss', 'vs', '--smoothing', '0.1', '--opt', 'lookahead_focalsam', '--torchcompile', 'eager'],
+], ids=['bcl', 'ldam', 'mixup', 'compiled'])
+def test_methods_combine_in_one_run(tmp_path, options):
+    assert main(list(map(str, digits(tmp_path, *options, '--images-per-class', '20', '--workers', '0')))) == 0
+    assert np.isfinite(metrics_of(tmp_path)['top1'])
+    model = timm.create_model(f'local-dir:{tmp_path}/run/hub', pretrained=True)
+    assert model.num_classes == 10
+
+
 def image_folder(root, counts, size=24):
     generator = np.random.default_rng(0)
     for name, count in counts.items():
@@ -187,9 +201,9 @@ def test_a_folder_with_parts_keeps_them(tmp_path):
     (['--loss', 'balanced_sofmax'], "Did you mean 'balanced_softmax'"),
     (['--opt', 'sgdd'], "unknown optimizer 'sgdd'"),
     (['--sampler', 'class_balance'], "Did you mean 'class_balanced'"),
-    (['--model', 'resnet33_cifar'], "Did you mean 'resnet32_cifar'"),
+    (['--model', 'resnet33_cifar'], "or 'resnet32_cifar'"),
     (['--sched', 'cosin'], "Did you mean 'cosine'"),
-    (['--loss', 'eql', '--mixup', '0.2'], 'does not support soft targets'),
+    (['--loss', 'lade', '--mixup', '0.2'], 'does not support soft targets'),
     (['--mixed-precision', 'fp16'], 'fp16 needs a GPU'),
     (['--resume', 'nowhere'], 'no whole checkpoint there'),
     (['--data-dir', 'nowhere', '--dataset', ''], 'nowhere'),

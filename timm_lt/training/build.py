@@ -20,6 +20,7 @@ from ..class_distribution import ClassDistribution
 from ..losses import create_loss
 from ..losses._factory import TIMM_LOSS_NAMES
 from ..losses.drw import DeferredReweighting
+from ..models.bcl import BCLModel
 from ..models.cosine_classifier import use_cosine_classifier
 from ..samplers import list_samplers
 from .config import ConfigError
@@ -69,6 +70,16 @@ def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str,
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model, rebuild
+
+
+def training_model(args: Namespace, model: nn.Module) -> nn.Module:
+    """The model with the heads that the loss needs in training only (BCL)."""
+    if args.loss != 'bcl':
+        return model
+    try:
+        return BCLModel(model)
+    except ValueError as e:
+        raise ConfigError(f'loss bcl: {e}') from e
 
 
 def wants_cosine(args: Namespace) -> bool:

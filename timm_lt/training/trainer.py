@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from ..models.bcl import BCLModel
 from ..optim import BatchClosure, optimizer_step
 from ..optim.stepping import find_sharpness_aware
 from .checkpoint import save_checkpoint
@@ -153,8 +154,9 @@ class Trainer:
 
     @property
     def plain_model(self) -> nn.Module:
-        """The model without wrappers of processes or compilation."""
-        return self.accelerator.unwrap_model(self.eval_model, keep_torch_compile=False)
+        """The model without wrappers of processes, compilation, precision or training heads."""
+        model = self.accelerator.unwrap_model(self.eval_model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        return model.plain_model() if isinstance(model, BCLModel) else model
 
     def save(self, name: str = 'last') -> None:
         save_checkpoint(self.accelerator, self.folder.path / name, {'epoch': self.progress.epoch})
