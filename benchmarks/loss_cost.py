@@ -106,7 +106,7 @@ def main() -> None:
         '--class-counts', type=Path, help='JSON list of images per class; default: exponential counts of several sizes')
     parser.add_argument('--num-classes', type=int, nargs='+', default=[10, 100, 1000, 8142])
     parser.add_argument(
-        '--losses', nargs='+', default=[n for n in list_losses() if n != 'bcl'], help='registered names')
+        '--losses', nargs='+', default=list_losses(), help='registered names')
     parser.add_argument('--batch-size', type=int, default=128)
     parser.add_argument('--rounds', type=int, default=30)
     parser.add_argument('--model', default='resnet32_cifar', help='network of the whole step; "none" to leave it out')

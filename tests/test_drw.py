@@ -34,7 +34,7 @@ def test_bad_arguments_are_refused():
         DeferredReweighting(nn.CrossEntropyLoss(), [3, 0], start_epoch=1)
 
 
-@pytest.mark.parametrize('name', [n for n in list_losses() if n != 'bcl'])
+@pytest.mark.parametrize('name', list_losses())
 def test_weights_are_in_force_from_the_start_epoch_on_for_every_loss(name):
     loss = create_loss(name, COUNTS).eval()
     drw = DeferredReweighting(loss, COUNTS, start_epoch=3)

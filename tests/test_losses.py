@@ -25,9 +25,9 @@ from timm_lt.losses import (
 )
 from timm_lt.losses._base import logsumexp_of_others
 
-NAMES = list_losses()
+NAMES = list_losses(views=True)
 SOFT = list_losses(soft_targets=True)
-HARD_ONLY = list_losses(soft_targets=False)
+HARD_ONLY = list_losses(soft_targets=False, views=True)
 WEIGHTED = [n for n in NAMES if LOSSES.info(n).factory.takes_class_weight]
 COUNTS = [500, 120, 30, 6, 1]
 C = len(COUNTS)
@@ -36,7 +36,7 @@ OPTIONS = {
     'logit_adjustment': [dict(tau=0.5)],
     'ldam': [dict(max_margin=0.2), dict(scale=10.0)],
     'vs': [dict(gamma=0.1), dict(tau=0.5)],
-    'focal': [dict(gamma=1.0), dict(variant='released', class_weight=[1.0, 2.0, 3.0, 4.0, 5.0])],
+    'focal': [dict(gamma=1.0), dict(gamma=0.5), dict(variant='released', class_weight=[1.0, 2.0, 3.0, 4.0, 5.0])],
     'class_balanced': [
         dict(beta=0.9), dict(form='sigmoid'), dict(form='focal'), dict(form='focal', gamma=1.0),
         dict(variant='released')],
@@ -218,8 +218,13 @@ def test_smoothing_is_an_exact_soft_target(name):
             expected = call(name, loss, logits, soft, reduction=reduction)
             loss.set_smoothing(0.1)
             got = call(name, loss, logits, target, reduction=reduction)
+            torch.manual_seed(3)
+            with statistics(loss, 'hold'):
+                values, normalizer = sample_losses(loss, output_of(name, logits), target)
             loss.set_smoothing(0)
             torch.testing.assert_close(got, expected)
+            if reduction == 'mean':
+                torch.testing.assert_close(values.sum() / normalizer, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', HARD_ONLY)
@@ -565,6 +570,14 @@ def test_timm_names_pass_through_untouched(options):
         timm_lt.register()
     assert ours[0] is original[0] and torch.equal(ours[1], original[1])
     assert list(timm.loss.LOSS_TYPES)  # and is still there
+
+
+def test_list_holds_the_losses_on_logits():
+    expected = 'balanced_softmax class_balanced eql focal gala gcl lade las ldam logit_adjustment vs'.split()
+    assert list_losses() == expected
+    assert sorted(set(NAMES) - set(expected)) == ['bcl']
+    assert list_losses('*soft*') == ['balanced_softmax']
+    assert 'lade' in list_losses(soft_targets=False) and 'lade' not in SOFT
 
 
 def test_create_loss_builds_timm_losses_too():

@@ -54,6 +54,7 @@ class LongTailLoss(nn.Module):
 
     soft_targets = True
     takes_class_weight = True
+    takes_views = False  # True: takes the output of a three-view network, not plain logits
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
 
     def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:

@@ -14,21 +14,26 @@ from .._validate import check_class_counts
 TIMM_LOSS_NAMES = tuple(LOSS_TYPES)  # as they were before this package adds its own
 
 
-def list_losses(filter: str = '', soft_targets: bool | None = None) -> list[str]:
-    """Names of the losses that this package adds to timm's, sorted.
+def list_losses(filter: str = '', soft_targets: bool | None = None, views: bool = False) -> list[str]:
+    """Names of the losses on logits that this package adds to timm's, sorted.
 
     Args:
         filter: Wildcard such as ``'*softmax*'``; empty for all.
         soft_targets: Only those that accept (True) or refuse (False) soft targets; None for all.
+        views: Also the losses that need a network of several views, such as ``'bcl'``.
     """
-    return [n for n in LOSSES.names(filter) if soft_targets is None or LOSSES.info(n).soft_targets == soft_targets]
+    infos = [LOSSES.info(n) for n in LOSSES.names(filter)]
+    return [
+        info.name for info in infos
+        if (soft_targets is None or info.soft_targets == soft_targets)
+        and (views or not getattr(info.factory, 'takes_views', False))]
 
 
 def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module:
     """Create a loss by name, ours or timm's.
 
     Args:
-        name: One of :func:`list_losses` or of ``timm.loss.LOSS_TYPES``.
+        name: One of ``list_losses(views=True)`` or of ``timm.loss.LOSS_TYPES``.
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``. Handed to the losses that
             need it; others ignore it, so that a script can always pass it.
         **kwargs: Options of the loss.

@@ -51,7 +51,7 @@ def lade_regularizer(
     common = (log_prior.exp() * (log_mean + remine_lambda * log_mean ** 2)).sum() / batch
     in_batch = torch.zeros_like(log_prior).index_add_(0, target, torch.ones_like(logits[:, 0]))
     own = logits.gather(1, target[:, None]).squeeze(1)
-    return common - own * (log_prior.exp() / in_batch.clamp_min(1))[target]
+    return common - own * log_prior.exp()[target] / in_batch[target]
 
 
 @register_loss('lade', paper='Hong et al., CVPR 2021', needs=('class_counts',), soft_targets=False)
