@@ -2,7 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from timm_lt.gkp import MemoryBank, canonical_groups, class_gradient_cosine, group_classes, spectral_groups
+from timm_lt.gkp import (
+    MemoryBank,
+    canonical_groups,
+    class_gradient_cosine,
+    class_gradient_similarity,
+    group_classes,
+    spectral_groups,
+)
 
 
 def planted_similarity(groups, noise=0.05):
@@ -96,3 +103,8 @@ def test_class_gradient_cosine_matches_autograd():
     cosine = class_gradient_cosine(features, residuals, labels, 5)
     torch.testing.assert_close(cosine[:4, :4], unit @ unit.T)
     assert cosine[4].tolist() == [0, 0, 0, 0, 1]
+    counts = torch.tensor([50, 20, 8, 2, 1])
+    batch = (gradients * (counts[:4] / counts.sum())[:, None]).sum(0)
+    similarity = class_gradient_similarity(features, residuals, labels, counts)
+    torch.testing.assert_close(similarity[:4], F.cosine_similarity(gradients, batch[None]))
+    assert similarity[4].isnan()

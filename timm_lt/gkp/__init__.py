@@ -2,12 +2,19 @@
 
 from .bank import MemoryBank
 from .fisher import diagonal_fisher
-from .grouping import canonical_groups, class_gradient_cosine, group_classes, spectral_groups
+from .grouping import (
+    canonical_groups,
+    class_gradient_cosine,
+    class_gradient_similarity,
+    group_classes,
+    spectral_groups,
+)
 from .penalty import GroupPenalty, QuadraticPenalty, alpha_schedule
 from .quality import FeatureQuality, QualityMeter, feature_quality
+from .task import GKP, capped_indices, images_per_class
 
 __all__ = [
-    'FeatureQuality', 'GroupPenalty', 'MemoryBank', 'QuadraticPenalty', 'QualityMeter', 'alpha_schedule',
-    'canonical_groups', 'class_gradient_cosine', 'diagonal_fisher', 'feature_quality', 'group_classes',
-    'spectral_groups',
+    'FeatureQuality', 'GKP', 'GroupPenalty', 'MemoryBank', 'QuadraticPenalty', 'QualityMeter', 'alpha_schedule',
+    'canonical_groups', 'capped_indices', 'class_gradient_cosine', 'class_gradient_similarity', 'diagonal_fisher',
+    'feature_quality', 'group_classes', 'images_per_class', 'spectral_groups',
 ]

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from .bank import MemoryBank
 
-__all__ = ['canonical_groups', 'class_gradient_cosine', 'group_classes', 'spectral_groups']
+__all__ = [
+    'canonical_groups', 'class_gradient_cosine', 'class_gradient_similarity', 'group_classes', 'rows_per_class',
+    'spectral_groups',
+]
 
 _MAX_SAMPLES = 8192  # of the class gradients' inner products, which cost N^2
 
@@ -60,6 +63,11 @@ def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tenso
     return canonical_groups(labels)
 
 
+def rows_per_class(num_classes: int) -> int:
+    """Samples of a class that the class gradients are taken of: as many as make 8192 in all, at least one."""
+    return max(1, _MAX_SAMPLES // num_classes)
+
+
 def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Cosine between the classes' mean gradients with respect to a linear classifier, (C, C), float64.
 
@@ -67,17 +75,11 @@ def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, n
     inner products of class means follow from ``(R R^T) * (F F^T)``: no C x D gradient per class is formed.
 
     Args:
-        features: Input of the classifier, (N, D).
+        features: Input of the classifier, (N, D); the cost goes with N^2, see :func:`rows_per_class`.
         residuals: ``softmax(z) - onehot(y)``, (N, C).
-        labels: (N,). Of each class the first ``max(1, 8192 // C)`` rows are used.
+        labels: (N,).
         num_classes: C. A class without a row is similar to none (cosine 0).
     """
-    per_class = max(1, _MAX_SAMPLES // num_classes)
-    order = torch.argsort(labels, stable=True)
-    ranked = labels[order]
-    start = torch.searchsorted(ranked, ranked)  # position of the first row of each class
-    chosen = order[torch.arange(len(order), device=order.device) - start < per_class]
-    features, residuals, labels = features[chosen], residuals[chosen], labels[chosen]
     count = torch.bincount(labels, minlength=num_classes).double()
     gram = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=features.device)
     for rows in torch.arange(len(labels), device=labels.device).split(1024):
@@ -88,6 +90,30 @@ def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, n
     norm = gram.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
     cosine = (gram / norm[:, None] / norm).clamp(-1, 1)
     return ((cosine + cosine.T) / 2).fill_diagonal_(1.0).cpu()
+
+
+def class_gradient_similarity(features: Tensor, residuals: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
+    """Cosine between each class's mean gradient and that of a batch as the training set has it, (C,), float64.
+
+    Gradients are with respect to a linear classifier, see :func:`class_gradient_cosine`; the batch's is the mean of the
+    classes' weighted by their sizes. NaN for a class without a row.
+
+    Args:
+        features: (N, D).
+        residuals: ``softmax(z) - onehot(y)``, (N, C).
+        labels: (N,).
+        class_counts: Training images per class, (C,).
+    """
+    features, residuals = features.double(), residuals.double()
+    count = torch.bincount(labels, minlength=len(class_counts)).double()
+    weight = (class_counts.double().to(count.device) / class_counts.sum() / count.clamp(min=1))[labels]
+    batch = (residuals * weight[:, None]).T @ features
+    product = torch.zeros_like(count).index_add_(0, labels, ((residuals @ batch) * features).sum(1)) / count
+    squared = torch.full_like(count, float('nan'))
+    for c in labels.unique().tolist():
+        r, f = residuals[labels == c], features[labels == c]
+        squared[c] = ((r @ r.T) * (f @ f.T)).sum() / len(r) ** 2
+    return (product / (squared.sqrt() * batch.norm()).clamp(min=1e-300)).cpu()
 
 
 def group_classes(
