@@ -10,13 +10,18 @@ import yaml
 from PIL import Image
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate import plots, report
+from timm_lt.evaluate import _html, plots, report
 from timm_lt.evaluate.html_comparison import comparison_page, write_comparison
 from timm_lt.evaluate.html_report import write_report
 from timm_lt.evaluate.runs import group_runs, load_run, read_summary
 
 COUNTS = [300, 150, 60, 30, 12, 5]
 NAMES = ['cat', 'dog', '<b>bird</b>', 'fox', 'owl', 'elk']
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch):
+    monkeypatch.setattr(_html, 'DPI', 40)
 
 
 def write_run(folder, seed=0, loss='ce', gain=0.0, counts=COUNTS, files=True):
@@ -160,6 +165,8 @@ def test_every_plot_draws_for_any_class_sizes(counts, tmp_path):
             plots.weight_norms(torch.randn(6, 3), counts), plots.split_bars([result], ['a']),
             plots.training_curves([]), plots.training_curves([{'epoch': 0.0, 'train_loss': 1.0, 'top1': 3.0}]),
             plots.compare_curves([[], []], ['a', 'b']),
+            plots.landscape_lines({'steps': [-1, 0, 1], 'loss': {'many': [2.0, 0.0, None], 'few': [None, 1.0, 2.0]}}),
+            plots.landscape_surfaces({'steps': [-1, 1], 'loss': {'few': [[None, 1.0], [0.0, 2.0]]}}),
     ):
         path = plots.save(figure, tmp_path / 'figure.png', dpi=40)
         assert Image.open(path).size[0] > 100

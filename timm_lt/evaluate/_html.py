@@ -9,6 +9,7 @@ from typing import Any
 from ..class_distribution import SPLIT_NAMES
 from . import plots
 
+DPI = 180  # of the pictures, drawn at about twice the screen's resolution
 CSS = """
 :root { --ink: #1f2328; --soft: #5b6770; --line: #e0e4e8; --pale: #f5f7f9; --deep: #17375e; --warm: #f2a65a; }
 * { box-sizing: border-box; }
@@ -35,6 +36,7 @@ table.facts td:first-child { width: 230px; color: var(--soft); }
 figure { margin: 20px 0 8px; } figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: 13px; max-width: 75ch; margin-top: 4px; }
 .pair { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; } .pair figure { flex: 1 1 380px; }
+.pair div { flex: 1 1 380px; } h3 { font-size: 14px; margin: 20px 0 4px; }
 .bar { display: inline-block; height: 9px; background: var(--deep); vertical-align: middle; margin-left: 8px; }
 .number { display: inline-block; width: 44px; text-align: right; }
 .bar.medium { background: #2f8f9d; } .bar.few { background: var(--warm); }
@@ -57,7 +59,7 @@ def picture(images: Mapping[str, bytes], name: str, caption: str) -> str:
         return ''
     data = base64.b64encode(images[name]).decode()
     note = f'<figcaption>{caption}</figcaption>' if caption else ''
-    width = int.from_bytes(images[name][16:20], 'big') // 2 + 60  # PNG header; drawn at twice the screen's resolution
+    width = int.from_bytes(images[name][16:20], 'big') * 106 // DPI  # the width stands in the PNG header
     alt = escape(title_of(name))
     return f"<figure><img style='width:{width}px' alt='{alt}' src='data:image/png;base64,{data}'>{note}</figure>"
 
@@ -76,7 +78,7 @@ def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     import matplotlib
     with matplotlib.rc_context(plots.STYLE):
-        figure.savefig(buffer, format='png', dpi=180)
+        figure.savefig(buffer, format='png', dpi=DPI)
     return buffer.getvalue()
 
 

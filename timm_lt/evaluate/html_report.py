@@ -135,7 +135,7 @@ def _open_set(found: Any) -> str:
 
 
 def _curvature(landscape: Mapping[str, Any]) -> str:
-    keys = [k for k in ('loss', 'top_eigenvalue', 'trace', 'sharpness') if landscape.get(k)]
+    keys = [k for k in ('loss', 'sharpness', 'top_eigenvalue', 'trace', 'feature_quality') if landscape.get(k)]
     if not keys:
         return ''
     splits = [n for n in ('all', *SPLIT_NAMES) if any(n in landscape[k] for k in keys)]
@@ -143,9 +143,30 @@ def _curvature(landscape: Mapping[str, Any]) -> str:
     for k in keys:
         label = title_of(k) + (f" at rho {landscape['rho']:g}" if k == 'sharpness' and 'rho' in landscape else '')
         values = [landscape[k].get(n) for n in splits]
-        cells = ''.join("<td class='absent'>absent</td>" if v is None else f'<td>{v:.4g}</td>' for v in values)
+        cells = ''.join(_cell(v, '.4g') for v in values)
         rows.append(f'<tr><td>{escape(label)}</td>{cells}</tr>')
-    return f"<table><tr><th></th>{''.join(f'<th>{n}</th>' for n in splits)}</tr>{''.join(rows)}</table>"
+    table = f"<table><tr><th></th>{''.join(f'<th>{n}</th>' for n in splits)}</tr>{''.join(rows)}</table>"
+    return table + _cosines(landscape)
+
+
+def _cosines(landscape: Mapping[str, Any]) -> str:
+    tables = []
+    for key, title in (
+            ('gradient_cosine', 'Cosine between the gradients of splits'),
+            ('class_gradient_cosine', "Mean cosine between classes' gradients of the classifier"),
+    ):
+        if not landscape.get(key):
+            continue
+        rows = ''.join(
+            f"<tr><td>{one}</td>{''.join(_cell(row[two], '.3f') for two in SPLIT_NAMES)}</tr>"
+            for one, row in landscape[key].items())
+        head = ''.join(f'<th>{n}</th>' for n in SPLIT_NAMES)
+        tables.append(f'<div><h3>{title}</h3><table><tr><th></th>{head}</tr>{rows}</table></div>')
+    return f"<div class='pair'>{''.join(tables)}</div>"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "<td class='absent'>absent</td>" if value is None else f'<td>{value:{form}}</td>'
 
 
 def _class_table(m: Mapping[str, Any], names: Sequence[str] | None) -> str:

@@ -10,6 +10,7 @@ in evaluation mode throughout, so that normalisation statistics are those of the
 mode and ``.grad`` are the same bits afterwards as before. The loss of a split is the mean over its images.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -112,7 +113,7 @@ def loss_line(
         tick: Called after each point.
 
     Returns:
-        ``steps`` (the a) and ``loss``: a list for each split that has an image.
+        ``steps`` (the a) and ``loss``: a list for each split that has an image; None where the loss overflows.
     """
     grid = _grid(radius, steps)
     direction = filter_normalized_direction(model, seed)
@@ -124,7 +125,7 @@ def loss_line(
             if tick:
                 tick()
     names = [name for name in splits if points[0][name] is not None]
-    return {'steps': grid, 'seed': seed, 'loss': {name: [p[name] for p in points] for name in names}}
+    return {'steps': grid, 'seed': seed, 'loss': {name: [_finite(p[name]) for p in points] for name in names}}
 
 
 def loss_surface(
@@ -157,7 +158,7 @@ def loss_surface(
     names = [name for name in splits if rows[0][0][name] is not None]
     return {
         'steps': grid, 'seed': seed,
-        'loss': {name: [[point[name] for point in row] for row in rows] for name in names}}
+        'loss': {name: [[_finite(point[name]) for point in row] for row in rows] for name in names}}
 
 
 def filter_normalized_direction(model: nn.Module, seed: int = 0) -> Directions:
@@ -213,6 +214,10 @@ def _grid(radius: float, steps: int) -> list[float]:
     check_range('radius', radius, 0, low_open=True)
     check_range('steps', steps, 2)
     return torch.linspace(-radius, radius, steps, dtype=torch.float64).tolist()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def report(
         split_rule: A rule of :meth:`ClassDistribution.splits`, or ``'auto'``: ``gt100_lt20``, and thirds of the classes
             where none has fewer than 20 images. The rule that was used stands in the result.
         class_names: Names, (C,); None takes those of the distribution.
-        posthoc: Changes the logits first, e.g. a partial of a function of :mod:`timm_lt.posthoc`; its name is noted,
-            and whether it is transductive where it has such an attribute.
+        posthoc: Changes the logits first, e.g. a :class:`timm_lt.posthoc.PostHoc` or a partial of a function there; its
+            name is noted, and whether it is transductive.
         bootstrap: Resamples of the test images for confidence intervals; 0 gives none.
         seed: Of the bootstrap.
 
@@ -122,7 +122,7 @@ def report(
         train_images_per_class=distribution.counts.tolist(),
         non_finite=int((predicted < 0).sum()),
         posthoc=None if posthoc is None else _name_of(posthoc),
-        transductive=bool(getattr(getattr(posthoc, 'func', posthoc), 'transductive', False)),
+        transductive=_is_transductive(posthoc),
         confidence=None,
     )
     if bootstrap:
@@ -305,7 +305,16 @@ def _split_confusion(split_of_class: Tensor, split_of_image: Tensor, predicted: 
     }
 
 
+def _is_transductive(posthoc: Any) -> bool:
+    function, options = getattr(posthoc, 'func', posthoc), getattr(posthoc, 'keywords', {})
+    if getattr(function, '__name__', '') == 'rebalance_predictions':  # reads the test images unless it has a reference
+        return options.get('reference') is None
+    return bool(getattr(function, 'transductive', False))
+
+
 def _name_of(function: Any) -> str:
+    if hasattr(function, 'label'):
+        return str(function.label)
     options = ', '.join(f'{k}={v}' for k, v in getattr(function, 'keywords', {}).items() if not isinstance(v, Tensor))
     function = getattr(function, 'func', function)
     name = getattr(function, '__name__', type(function).__name__)

@@ -342,14 +342,14 @@ def landscape_lines(line: Mapping[str, Any]) -> Any:
     """
     figure, (axes,) = _figure(1, width=5.6, height=3.5)
     ends = []
-    for name, losses in line['loss'].items():
+    curves = {name: np.maximum(np.array(losses, dtype=float), 1e-6) for name, losses in line['loss'].items()}
+    for name, losses in curves.items():
         color = SPLIT_COLORS.get(name, GREY)
         axes.plot(line['steps'], losses, color=color, marker=SPLIT_MARKERS.get(name), ms=4, mec='white', mew=0.5,
                   markevery=max(1, len(losses) // 10), ls='-' if name in SPLIT_COLORS else ':')
         ends.append((losses[-1], line['steps'][-1], name, color))
-    highest = max(max(v) for v in line['loss'].values())
-    lowest = max(1e-8, min(min(v) for v in line['loss'].values()))
-    if highest > 50 * lowest:
+    finite = np.concatenate([v[np.isfinite(v)] for v in curves.values()])
+    if finite.size and finite.max() > 50 * finite.min():
         axes.set_yscale('log')
     _label_ends(axes, ends)
     axes.axvline(0, color=GREY, lw=0.8, zorder=1)
@@ -367,7 +367,8 @@ def landscape_surfaces(surface: Mapping[str, Any]) -> Any:
     splits = list(surface['loss'])
     figure, panels = _figure(len(splits), width=2.9 * len(splits) + 0.9, height=3.2, columns=len(splits), sharey=True)
     values = {name: np.log10(np.maximum(np.array(surface['loss'][name], dtype=float), 1e-6)) for name in splits}
-    low, high = min(v.min() for v in values.values()), max(v.max() for v in values.values())
+    finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     levels = np.linspace(low, high if high > low else low + 1, 14)
     for axes, name in zip(panels, splits):
         drawn = axes.contourf(surface['steps'], surface['steps'], values[name].T, levels, cmap='bone_r', extend='both')
@@ -422,6 +423,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], l
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names and last values right of the lines, pushed apart where they would overlap."""
+    ends = [end for end in ends if np.isfinite(end[0])]
     if not ends:
         return
     low, high = axes.get_ylim()

@@ -1,0 +1,156 @@
+"""Networks to evaluate, and what they say about images: any timm model, a local folder, the Hub, a weights file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .._capture import captured_inputs
+from ..class_distribution import ClassDistribution
+
+
+class EvaluationError(ValueError):
+    """Something that the user can mend; the message is one sentence that says what."""
+
+
+@dataclass
+class Network:
+    """A trained network and what is known of it.
+
+    Attributes:
+        model: In evaluation mode.
+        name: Architecture, as timm names it.
+        source: What was asked for.
+        distribution: Training images per class, or None.
+        class_names: Names of the classes, or None.
+        posthoc: Correction of the logits that the checkpoint was chosen with, or None.
+        recipe: Options of its run.
+    """
+    model: nn.Module
+    name: str
+    source: str
+    distribution: ClassDistribution | None = None
+    class_names: list[str] | None = None
+    posthoc: Any = None
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def load_network(
+        source: str,
+        *,
+        architecture: str | None = None,
+        num_classes: int | None = None,
+        device: torch.device | str = 'cpu',
+) -> Network:
+    """Load a network.
+
+    Args:
+        source: Folder of a run or of a checkpoint, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, the name of a checkpoint
+            of this package, a pretrained timm model such as ``resnet18.a1_in1k``, or, with ``architecture``, a weights
+            file.
+        architecture: timm name of the network of a weights file.
+        num_classes: Classes of the network of a weights file.
+        device: Where the network goes.
+
+    Raises:
+        EvaluationError: If it cannot be read or does not fit.
+    """
+    import timm_lt  # the networks of this package must be registered, also if only this module was imported
+    timm_lt.register()
+    if architecture is not None:
+        return _from_file(source, architecture, num_classes, device)
+    if ':' not in source and not Path(source).exists() and timm.is_model(source):
+        try:
+            model = timm.create_model(source, pretrained=True)
+        except Exception as e:  # network, cache and Hub raise errors of many kinds
+            raise EvaluationError(f'the weights of timm model {source!r} cannot be had: {_first_line(e)}') from e
+        return Network(model.to(device).eval(), source, source)
+    if Path(source).is_file():
+        raise EvaluationError(f'{source} is a file: name its network by --model, or pass the folder of a checkpoint')
+    from ..hub import load
+    try:
+        found = load(source, device=str(device))
+    except Exception as e:
+        raise EvaluationError(f'checkpoint {source!r} cannot be read: {_first_line(e)}') from e
+    config = getattr(found.model, 'pretrained_cfg', None) or {}
+    return Network(
+        found.model, config.get('architecture') or type(found.model).__name__, source, found.distribution,
+        found.class_names, found.posthoc, found.recipe)
+
+
+@torch.no_grad()
+def collect(
+        model: nn.Module,
+        loader: Any,
+        *,
+        with_features: bool = False,
+        progress: str = '',
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits (N, C), targets (N,) and, where asked for, the inputs (N, D) of the classifier, on the CPU.
+
+    Args:
+        model: In evaluation mode; batches go to its device.
+        loader: Yields (input, target).
+        with_features: Whether to keep features.
+        progress: Label of a bar that only a terminal shows; '' for none.
+    """
+    from tqdm import tqdm
+    device = next(model.parameters()).device
+    logits, targets, features = [], [], []
+    bar = tqdm(loader, desc=progress, disable=None if progress else True, leave=False)
+    for input, target in bar:
+        if with_features:
+            with captured_inputs(classifier_of(model)) as inputs:
+                logits.append(model(input.to(device)))
+            features.append(inputs[-1].flatten(1))
+        else:
+            logits.append(model(input.to(device)))
+        targets.append(target)
+    if not logits:
+        raise EvaluationError('there is no image to evaluate')
+    kept = torch.cat(features).float().cpu() if with_features else None
+    return torch.cat(logits).float().cpu(), torch.cat(targets).cpu(), kept
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """The last layer of a timm model.
+
+    Raises:
+        EvaluationError: If the model does not name it.
+    """
+    layer = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    if not isinstance(layer, nn.Module):
+        raise EvaluationError(f'{type(model).__name__} has no get_classifier(); prototypes and features need it')
+    return layer
+
+
+def _from_file(source: str, architecture: str, num_classes: int | None, device: torch.device | str) -> Network:
+    if not Path(source).is_file():
+        raise EvaluationError(f'there is no weights file {source}')
+    options = {} if num_classes is None else {'num_classes': num_classes}
+    try:
+        model = timm.create_model(architecture, pretrained=False, **options)
+    except Exception as e:
+        raise EvaluationError(f'timm cannot create {architecture!r}: {_first_line(e)}') from e
+    try:
+        timm.models.load_checkpoint(model, source, weights_only=True)
+    except Exception as e:  # unpickling and key errors come in many kinds
+        raise EvaluationError(f'weights file {source} cannot be read into {architecture}: {_first_line(e)}') from e
+    return Network(model.to(device).eval(), architecture, source)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ' '.join(lines[:2]) if lines else type(error).__name__
