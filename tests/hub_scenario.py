@@ -17,11 +17,14 @@ import torch
 import timm_lt
 from timm_lt.hub import HubError
 from timm_lt.hub.__main__ import main
+from timm_lt.training import main as train_main
 
 
 def server_mode(mode):
-    urllib.request.urlopen(urllib.request.Request(
-        os.environ['HF_ENDPOINT'] + '/_test/mode', data=mode.encode(), method='POST')).close()
+    """Change the server's behaviour; returns what it has received so far."""
+    request = urllib.request.Request(os.environ['HF_ENDPOINT'] + '/_test/mode', data=mode.encode(), method='POST')
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
 
 
 def error_of(action, *args, **kwargs):
@@ -45,7 +48,7 @@ def everything(folder, repo, work):
     server_mode('')
     result['first'] = hub.push(folder, repo)
     result['second'] = hub.push(folder, repo)
-    server_mode('tampered')  # before the client's cache has the right file
+    result['received'] = server_mode('tampered')  # before the client's cache has the right file
     result['tampered'] = error_of(hub.pull, repo, f'{work}/tampered')
     server_mode('')
 
@@ -76,7 +79,11 @@ def everything(folder, repo, work):
     result['corrupt'] = error_of(hub.push, folder, repo)
     server_mode('quota')
     result['quota'] = error_of(hub.push, folder, repo)
+    train = ['--epochs', '1', '--output', work, '--experiment', 'trained', '--quiet', '--push-to-hub', 'me/trained']
+    result['train_quota'] = train_main(train)
     server_mode('')
+    result['train_again'] = train_main([*train, '--resume', 'auto'])
+    result['trained'] = hub.load('me/trained').metrics['top1']
     Path(folder, 'plots', 'new.png').unlink()
     Path(folder, 'posthoc.json').unlink()
     hub.push(folder, repo)

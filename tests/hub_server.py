@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         body, path = self.body(), unquote(urlsplit(self.path).path)
         if path == '/_test/mode':
             self.hub.mode = body.decode()
-            return self.reply(200)
+            return self.reply(200, {'uploads': self.hub.uploads, 'commits': self.hub.commits})
         if path == '/api/validate-yaml':
             try:
                 yaml.safe_load(json.loads(body)['content'].split('---')[1])
@@ -160,7 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.weights_stored.wait(60)
             self.hub.held.set()
             self.hub.release.wait(60)
-            return self.reply(500)
+            self.close_connection = True
+            return
         self.hub.objects[oid] = content
         self.hub.uploads.append('plot' if is_plot else 'weights')
         if not is_plot:

@@ -20,7 +20,7 @@ from timm_lt.hub import HubError, load, pull, push, write_hub_folder
 from timm_lt.hub.__main__ import main
 from timm_lt.hub.remote import _status_reason
 from timm_lt.posthoc import PostHoc
-from timm_lt.training.config import parse_args, to_yaml
+from timm_lt.training.config import ConfigError, parse_args, to_yaml
 from timm_lt.training.outputs import RunFolder
 
 COUNTS = [120, 50, 20, 5]
@@ -266,14 +266,14 @@ def scenario(tmp_path_factory):
 def test_real_client_continues_an_interrupted_upload(scenario):
     assert scenario['killed'] == {'uploads': ['weights'], 'commits': []}  # nothing half done is visible
     assert 'the Hub failed with status 500' in scenario['result']['commit_fails']
-    # over the killed push, the failed commit, two pushes and a push by timm, the same weights went up once
-    assert scenario['server'].uploads.count('weights') == 2  # the other is timm's pickled file
+    # the killed push, the failed commit and two pushes that went through: the weights were sent once
+    assert scenario['result']['received']['uploads'] == ['weights', 'plot']
 
 
 def test_real_client_second_push_sends_nothing(scenario):
-    commits = scenario['server'].commits
-    assert 'model.safetensors' in commits[0] and scenario['result']['first'] == scenario['result']['second']
-    assert scenario['server'].uploads.count('plot') == 1
+    commits = scenario['result']['received']['commits']
+    assert len(commits) == 1 and {'model.safetensors', 'README.md', 'posthoc.json'} <= set(commits[0])
+    assert scenario['result']['first'] == scenario['result']['second']
 
 
 def test_real_timm_loads_the_pushed_weights_bit_identically(scenario):
@@ -294,6 +294,14 @@ def test_pull_and_list_find_what_was_pushed(scenario):
     result = scenario['result']
     assert result['cli_pull'] == 0 and {'model.safetensors', 'README.md', 'recipe.yaml'} <= set(result['pulled'])
     assert result['listed'] == [['me/name'], []]
+
+
+def test_script_pushes_its_checkpoint_and_a_failed_push_leaves_the_finished_run(scenario):
+    result = scenario['result']
+    assert (result['train_quota'], result['train_again']) == (2, 0)
+    metrics = json.loads((scenario['work'] / 'trained' / 'metrics.json').read_text())
+    assert result['trained'] == metrics['top1']
+    assert 'train_lt.py: error: cannot upload to me/trained: the storage' in scenario['output']
 
 
 def test_wrong_sha256_is_refused_on_the_way_up_and_down(scenario):
@@ -327,6 +335,34 @@ def test_no_token_is_printed_or_written(scenario):
     texts = [scenario['output'], json.dumps(scenario['result'])]
     texts += [p.read_text(errors='ignore') for p in scenario['work'].rglob('*') if p.is_file()]
     assert not any(TOKEN in text for text in texts)
+
+
+def test_published_figure_and_hub_block_go_into_the_card_but_not_among_the_results(tmp_path):
+    config = tmp_path / 'recipe.yaml'
+    config.write_text(
+        'imbalance_ratio: 50\npublished: {top1: {100: 52.1, 50: 56.0}, network: ResNet-32, source: Table 3}\n'
+        'hub: {license: mit, tags: [owls], dataset: me/owls, dataset_name: Owls-LT}\n')
+    network = make_run(tmp_path / 'run', options=['--config', str(config)])
+    card = ModelCard.load(write_hub_folder(tmp_path / 'run', network) / 'README.md')
+    assert 'Top-1 56.0 at imbalance ratio 50 with ResNet-32. Source: Table 3' in card.text
+    assert card.data.license == 'mit' and card.data.datasets == ['me/owls'] and 'owls' in card.data.tags
+    assert 56.0 not in [r.metric_value for r in card.data.eval_results]
+
+
+@pytest.mark.parametrize('line, message', [
+    ('published: {top1: 52.1}', 'needs a source'), ('published: {topp1: 5, source: x}', "'top1'"),
+    ('hub: {licence: mit}', "'license'"), ('hub: mit', 'pairs'), ('publishd: {}', "'published'")])
+def test_mistyped_recipe_metadata_is_refused(tmp_path, line, message):
+    (tmp_path / 'recipe.yaml').write_text(line)
+    with pytest.raises(ConfigError, match=message):
+        parse_args(['--config', str(tmp_path / 'recipe.yaml')])
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--push-to-hub', 'name'], 'USER/NAME'), (['--private'], 'not given'), (['--revision', 'x'], 'not given')])
+def test_hub_options_are_checked_before_training(options, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_args(options)
 
 
 def test_args_of_a_run_hold_no_hub_token(monkeypatch):

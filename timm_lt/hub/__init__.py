@@ -6,8 +6,9 @@
 from .errors import HubError
 from .folder import write_hub_folder
 from .loading import Checkpoint, load, shipped
-from .remote import check_repo_id, list_remote, pull, push
+from .remote import check_repo_id, has_token, list_remote, pull, push
 
 __all__ = [
-    'Checkpoint', 'HubError', 'check_repo_id', 'list_remote', 'load', 'pull', 'push', 'shipped', 'write_hub_folder',
+    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list_remote', 'load', 'pull', 'push', 'shipped',
+    'write_hub_folder',
 ]

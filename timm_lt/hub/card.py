@@ -51,7 +51,7 @@ def write_card(
         eval_results=_results(metrics, distribution, dataset_id, dataset_name))
     sections = [
         f'# {name}', _intro(recipe, metrics, distribution, dataset_name), '## Results',
-        _results_table(metrics, recipe.get('published')), '## Protocol', _protocol(metrics), '## Use', _usage(posthoc),
+        _results_table(metrics, recipe), '## Protocol', _protocol(metrics), '## Use', _usage(posthoc),
     ]
     if posthoc is not None:
         sections += ['## Post-hoc correction', _posthoc(posthoc)]
@@ -121,10 +121,15 @@ def _results(
             task_type='image-classification', task_name='Long-tailed image classification',
             dataset_type=dataset_id or re.sub(r'[^a-z0-9]+', '-', dataset_name.lower()).strip('-'),
             dataset_name=f'{dataset_name}, {_tail(distribution).strip("()")}',
-            dataset_split=str(protocol.get('test_part', 'test')),
+            dataset_split=_split(str(protocol.get('test_part', 'test'))),
             metric_type='ece' if key == 'ece' else 'accuracy', metric_name=label,
             metric_value=round(float(metrics[key]), 4), metric_args=args | {'seed': metrics.get('seed')})
         for key, label in METRICS.items() if metrics.get(key) is not None]
+
+
+def _split(test_part: str) -> str:
+    found = re.fullmatch(r"split '(.+)'", test_part)
+    return found[1] if found else test_part
 
 
 def _intro(
@@ -141,19 +146,32 @@ def _intro(
         f'{metrics.get("epochs", recipe.get("epochs"))} epochs. `recipe.yaml` holds every option.')
 
 
-def _results_table(metrics: dict[str, Any], published: dict[str, Any] | None) -> str:
+def _results_table(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     shown = {label: metrics.get(key) for key, label in METRICS.items()}
     cells = ['absent' if v is None else f'{v:.2f}' for v in shown.values()]
     lines = [
         f'| {" | ".join(shown)} |', f'|{" ---: |" * len(shown)}', f'| {" | ".join(cells)} |', '',
         f'Percent, one run, seed {metrics.get("seed")}. A split without classes is absent.']
-    if published:
-        figures = '; '.join(f'{k} {v}' for k, v in published.items() if k not in ('source', 'note'))
-        lines += ['', f'The recipe aims at a published figure, which is not a result of this checkpoint: {figures}. '
-                      f'Source: {published.get("source", "not stated")}.']
+    if published := recipe.get('published'):
+        figures = ', '.join(
+            f'{METRICS[k]} {_at_ratio(published[k], recipe)}' for k in METRICS if published.get(k) is not None)
+        network = f' with {published["network"]}' if published.get('network') else ''
+        lines += ['', f'The recipe aims at a published figure, which is not a result of this checkpoint: {figures}'
+                      f'{network}. Source: {published["source"]}.']
         if published.get('note'):
             lines += ['', str(published['note'])]
     return '\n'.join(lines)
+
+
+def _at_ratio(figure: Any, recipe: dict[str, Any]) -> str:
+    """A published figure; of several, by imbalance ratio, that of the run."""
+    if not isinstance(figure, dict):
+        return str(figure)
+    figures = {str(k): v for k, v in figure.items()}
+    ratio = f'{recipe.get("imbalance_ratio") or 0:g}'
+    if ratio in figures:
+        return f'{figures[ratio]} at imbalance ratio {ratio}'
+    return '; '.join(f'{v} at imbalance ratio {k}' for k, v in figures.items())
 
 
 def _protocol(metrics: dict[str, Any]) -> str:

@@ -31,9 +31,10 @@ from .weights import DTYPES, write_manifest, write_weights
 
 __all__ = ['write_hub_folder']
 
-# where a run was carried out, not what it computed
+# where and how a run was carried out, not what it computed
 PRIVATE_OPTIONS = (
-    'config', 'data_dir', 'experiment', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume', 'revision',
+    'checkpoint_every', 'checkpoint_steps', 'config', 'data_dir', 'experiment', 'log_interval', 'log_with', 'output',
+    'private', 'push_to_hub', 'quiet', 'resume', 'revision', 'workers',
 )
 
 

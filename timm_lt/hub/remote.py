@@ -30,7 +30,7 @@ from .._version import __version__
 from .errors import HubError
 from .weights import WEIGHTS, find_pickles, read_weights
 
-__all__ = ['check_repo_id', 'download', 'list_remote', 'pull', 'push']
+__all__ = ['check_repo_id', 'download', 'has_token', 'list_remote', 'pull', 'push']
 
 _logger = logging.getLogger(__name__)
 
@@ -51,6 +51,11 @@ def check_repo_id(repo_id: str) -> str:
     if repo_id.count('/') != 1:
         raise HubError(f'the name on the Hub must be USER/NAME, got {repo_id!r}')
     return repo_id
+
+
+def has_token() -> bool:
+    """Whether this machine is logged in to the Hub."""
+    return bool(get_token())
 
 
 def push(
@@ -82,7 +87,7 @@ def push(
     check_repo_id(repo_id)
     files = _checked_files(folder)
     kept = f'The checkpoint is kept in {folder}; push it again with: python -m timm_lt.hub push {folder} {repo_id}'
-    if not get_token():
+    if not has_token():
         raise HubError(
             f'cannot upload to {repo_id}: there is no token for the Hub. Log in once with `hf auth login`, or set '
             f'HF_TOKEN. {kept}')
