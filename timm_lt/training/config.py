@@ -13,8 +13,14 @@ from .._validate import nearest_names
 # read by nobody but the run itself: two runs that differ only here are the same configuration
 NOT_CONFIGURATION = frozenset({
     'config', 'resume', 'output', 'experiment', 'workers', 'log_interval', 'log_with', 'checkpoint_every',
-    'checkpoint_steps', 'quiet', 'data_dir', 'push_to_hub', 'private', 'revision',
+    'checkpoint_steps', 'quiet', 'data_dir', 'push_to_hub', 'private', 'revision', 'published', 'hub',
 })
+
+# what a recipe says about itself; training ignores it, the model card shows it
+METADATA = {
+    'published': ('top1', 'many', 'medium', 'few', 'network', 'source', 'note'),
+    'hub': ('title', 'license', 'tags', 'dataset', 'dataset_name'),
+}
 
 
 # what the run without options uses instead of the general defaults: about a minute on a CPU
@@ -159,6 +165,12 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--log-interval', type=int, default=50, help='steps between updates of the progress line')
     g.add_argument('--log-with', default=None, help='tracker of Accelerate, e.g. tensorboard')
     g.add_argument('--quiet', action=flag, default=False)
+
+    g = parser.add_argument_group('Hugging Face Hub')
+    g.add_argument('--push-to-hub', default=None, metavar='USER/NAME', help='upload the finished checkpoint')
+    g.add_argument('--private', action=flag, default=False, help='make a new repository private')
+    g.add_argument('--revision', default=None, help='branch on the Hub; made if it does not exist')
+    parser.set_defaults(**dict.fromkeys(METADATA))
     return parser
 
 
@@ -209,10 +221,28 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser | None = None)
     for base in [bases] if isinstance(bases, str) else bases:
         options.update(load_config(path.parent / base, parser))
     for key, value in content.items():
+        if key in METADATA:
+            options[key] = _checked_metadata(key, value, path)
+            continue
         if key not in actions:
-            raise ConfigError(f'config file {path}: unknown key {key!r}. {nearest_names(key, [*actions, "base"])}')
+            known = [*actions, *METADATA, 'base']
+            raise ConfigError(f'config file {path}: unknown key {key!r}. {nearest_names(key, known)}')
         options[key] = _checked_value(actions[key], value, path)
     return options
+
+
+def _checked_metadata(key: str, value: Any, path: Path) -> dict[str, Any] | None:
+    """A ``published:`` or ``hub:`` block; a published figure needs its source."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError(f'config file {path}: {key} must hold `key: value` pairs, got {value!r}')
+    for name in value:
+        if name not in METADATA[key]:
+            raise ConfigError(f'config file {path}: {key}.{name} is unknown. {nearest_names(name, METADATA[key])}')
+    if key == 'published' and not value.get('source'):
+        raise ConfigError(f'config file {path}: published needs a source, the paper and table of the figure')
+    return value
 
 
 def _checked_value(action: argparse.Action, value: Any, path: Path) -> Any:
@@ -266,6 +296,14 @@ def check_args(args: argparse.Namespace) -> None:
         raise ConfigError('--val-split and --val-fraction both name a validation part; give one')
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ConfigError(f'Mixup and CutMix pair images of a batch: --batch-size must be even, got {args.batch_size}')
+    if args.push_to_hub:
+        from ..hub import HubError, check_repo_id
+        try:
+            check_repo_id(args.push_to_hub)
+        except HubError as e:
+            raise ConfigError(f'--push-to-hub: {e}') from e
+    elif args.private or args.revision:
+        raise ConfigError('--private and --revision are of --push-to-hub USER/NAME, which is not given')
     if args.warmup_epochs >= args.epochs and args.epochs > 1:
         args.warmup_epochs = args.epochs // 5
     elif args.epochs == 1:

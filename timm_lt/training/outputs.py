@@ -69,27 +69,17 @@ class RunFolder:
         (new / 'selection.json').write_text(json.dumps({'epoch': epoch, 'chosen_by': 'nothing: the last epoch'}))
         replace_folder(new, self.path / 'best')
 
-    def write_hub(
-            self,
-            model: nn.Module,
-            model_args: dict[str, Any],
-            data_config: dict[str, Any],
-            distribution: ClassDistribution,
-    ) -> None:
-        """``hub/``: what ``timm.create_model('local-dir:.../hub', pretrained=True)`` loads, and the class counts."""
-        if not self.writes:
-            return
-        from timm.models import save_for_hf
-        new = self.path / 'hub.new'
-        shutil.rmtree(new, ignore_errors=True)
-        config = {'label_names': distribution.class_names} if distribution.class_names else {}
-        save_for_hf(
-            model, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
-            data_config=data_config)
-        distribution.to_json(new / 'class_distribution.json')
-        for name in ('args.yaml', 'metrics.json'):
-            shutil.copy(self.path / name, new / name)
-        replace_folder(new, self.path / 'hub')
+    def write_report(self) -> None:
+        """``report.html`` and ``plots/``, from the files of the run."""
+        if self.writes:
+            from ..evaluate.html_report import write_report
+            write_report(self.path)
+
+    def write_hub(self, model: nn.Module, model_args: dict[str, Any], data_config: dict[str, Any]) -> None:
+        """``hub/``, see :mod:`timm_lt.hub.folder`; the other files of the run must stand."""
+        if self.writes:
+            from ..hub import write_hub_folder
+            write_hub_folder(self.path, model, model_args=model_args, data_config=data_config)
 
     def _text(self, name: str, text: str) -> None:
         if self.writes:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data import ImageReadError
+from ..hub import HubError, has_token, push
 from . import build
 from .checkpoint import CheckpointError, check_same_configuration
 from .config import ConfigError, parse_args
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for noisy in ('httpx', 'datasets', 'timm', 'accelerate', 'fsspec', 'matplotlib', 'PIL'):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         run(args)
-    except (ConfigError, CheckpointError, TrainingError, ImageReadError) as e:
+    except (ConfigError, CheckpointError, TrainingError, ImageReadError, HubError) as e:
         sys.stderr.write(f'train_lt.py: error: {e}\n')
         return 2
     return 0
@@ -47,9 +48,11 @@ def run(args: Namespace) -> dict[str, Any]:
         args: As :func:`timm_lt.training.config.parse_args` gives them.
 
     Raises:
-        ConfigError, ImageReadError, CheckpointError, TrainingError: Each with a message that says what to do.
+        ConfigError, ImageReadError, CheckpointError, TrainingError, HubError: Each with a message that says what to do.
     """
     build.check_names(args)
+    if args.push_to_hub and not has_token():
+        _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
     accelerator = make_accelerator(args)
     folder, checkpoint = _agree_on_folder(args, accelerator)
     if checkpoint is not None:
@@ -79,11 +82,15 @@ def run(args: Namespace) -> dict[str, Any]:
     metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
     folder.write_metrics(metrics)
     folder.write_predictions(logits, targets)
-    folder.write_hub(trainer.plain_model, model_args, data_config, distribution)
+    folder.write_report()
+    folder.write_hub(trainer.plain_model, model_args, data_config)
     if accelerator.is_main_process:
         sys.stdout.write(summary_table(metrics, folder.path))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if args.push_to_hub and folder.writes:
+        address = push(folder.path, args.push_to_hub, private=args.private or None, revision=args.revision)
+        sys.stdout.write(f'on the Hub: {address}\n')
     return metrics
 
 
