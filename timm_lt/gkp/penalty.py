@@ -79,6 +79,13 @@ class QuadraticPenalty:
             a.copy_(total)
 
     @torch.no_grad()
+    def limit(self, most: float) -> float:
+        """Cut the curvature of every element to ``most``; returns the share of elements that it was cut for."""
+        cut = sum(float((a > most).sum()) for a in self.curvature)
+        torch._foreach_clamp_max_(self.curvature, most)
+        return cut / max(sum(a.numel() for a in self.curvature), 1)
+
+    @torch.no_grad()
     def value(self) -> Tensor:
         """The penalty at the present parameters, a scalar tensor."""
         if not self.parameters:

@@ -8,7 +8,9 @@ Source: written from the paper.
 Differs from the official code: quality and Fisher come from training images (or a validation part) under the evaluation
 transform, a capped number per class, where that code reads the test set; groups are really renewed; one process keeps
 the bank. BatchNorm statistics at an anchor, which never were the network's own, are estimated on the same images before
-its Fisher is taken.
+its Fisher is taken. The curvature of the penalty is cut where a step of the largest learning rate would overshoot the
+penalty's centre (``limit_curvature``): with groups of a few images lambda / |G_j| makes some elements that stiff, and
+an explicit step diverges on them.
 """
 
 import logging
@@ -87,6 +89,8 @@ class GKP:
         alpha_start, alpha_end: First and last weight of the task loss.
         beta: Weight of the log variance in the feature quality.
         group_size: What divides the penalty of a group: its training ``'samples'`` or its ``'classes'``.
+        limit_curvature: Cut the curvature at ``1 / ((1 - alpha_end) * learning rate)``, see above; not with GSA's
+            ``variant='released'``.
         fisher_images: Images of each group that its Fisher is taken of, at most, over all processes.
         directory: Folder of the bank's snapshots; None: host memory.
         dtype: Of the snapshots: 'float32' or 'bfloat16'.
@@ -107,6 +111,7 @@ class GKP:
             alpha_end: float = 0.6,
             beta: float = 0.5,
             group_size: str = 'samples',
+            limit_curvature: bool = True,
             fisher_images: int = 64,
             directory: str | Path | None = None,
             dtype: str = 'float32',
@@ -123,12 +128,14 @@ class GKP:
         self.alpha_end = check_range('alpha_end', alpha_end, 0, 1)
         self.beta = check_range('beta', beta, 0)
         self.group_size = check_option('group_size', group_size, ('samples', 'classes'))
+        self.limit_curvature = bool(limit_curvature)
         self.fisher_images = int(check_range('fisher_images', fisher_images, 1))
         self.splits = ClassDistribution(self.class_counts).splits() if splits is None else splits
         self.seed = seed
         self.bank = MemoryBank(len(self.class_counts), directory, dtype, stores=_rank() == 0)
         self.groups: Tensor | None = None
         self.source = ''
+        self.limited = 0.0
         self.penalty: QuadraticPenalty | GroupPenalty | None = None
         self._loaded: dict[str, Any] | None = None
 
@@ -165,7 +172,8 @@ class GKP:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        state = {'bank': self.bank.state_dict(), 'groups': self.groups, 'source': self.source, 'penalty': None}
+        state = {'bank': self.bank.state_dict(), 'groups': self.groups, 'source': self.source,
+                 'limited': self.limited, 'penalty': None}
         if isinstance(self.penalty, QuadraticPenalty):
             state['penalty'] = self.penalty.state_dict()
         elif self.penalty is not None:
@@ -176,7 +184,7 @@ class GKP:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; the penalty follows when training starts, with the model's parameters."""
         self.bank.load_state_dict(state['bank'])
-        self.groups, self.source = state['groups'], state['source']
+        self.groups, self.source, self.limited = state['groups'], state['source'], state['limited']
         self._loaded = state['penalty']
 
     # Its parts
@@ -252,6 +260,9 @@ class GKP:
                     anchors.append(anchor)
                 else:
                     penalty.add(coefficients[k], fisher, anchor)
+            if self.limit_curvature and not released and self.alpha_end < 1:
+                lr = max(group.get('initial_lr', group['lr']) for group in optimizer.param_groups)
+                self.limited = penalty.limit(1 / max((1 - self.alpha_end) * lr, 1e-12))
             self.penalty = GroupPenalty(encoder, fishers, anchors, sizes, self.strength) if released else penalty
         optimizer.set_penalty(self.penalty)
 
@@ -315,6 +326,7 @@ class GKP:
         return {
             'alpha': optimizer.alpha,
             'penalty': 0.0 if penalty is None else float(penalty.value()),
+            'penalty_limited': self.limited,
             'num_groups': len(sizes),
             'group_classes': '/'.join(str(n) for n in sizes),
             'group_images': '/'.join(str(n) for n in optimizer.samples_of_group),

@@ -166,6 +166,8 @@ def build_optimizer(args: Namespace, model: nn.Module, distribution: ClassDistri
     name = args.opt.lower().split('_')[-1]
     if name in OPTIMIZERS and 'class_counts' in OPTIMIZERS.info(name).needs:
         kwargs['class_counts'] = distribution.counts
+    if args.gkp:
+        kwargs.setdefault('num_groups', args.gkp_kwargs.get('num_groups', 4))
     try:
         return create_optimizer_v2(
             model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum,
@@ -200,6 +202,18 @@ class EpochSchedule(Callback):
 
     def on_epoch_start(self, trainer: Any, epoch: int) -> None:
         self.target.set_epoch(epoch)
+
+
+def build_gkp(args: Namespace, loader: Any, distribution: ClassDistribution, splits: dict[str, Tensor]) -> Any:
+    """The callback of ``--gkp``."""
+    from ..gkp import GKP
+    if args.opt.lower().split('_')[-1] != 'gsa':
+        raise ConfigError("--gkp needs --opt gsa (with --opt-kwargs Z=0 the loss is not perturbed: GKP alone)")
+    options = {'seed': args.seed, **args.gkp_kwargs}
+    try:
+        return GKP(distribution.counts, loader, splits=splits, **options)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'--gkp-kwargs: {e}') from e
 
 
 def build_callbacks(args: Namespace, criterion: nn.Module, distribution: ClassDistribution) -> tuple[Callback, ...]:

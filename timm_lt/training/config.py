@@ -113,6 +113,15 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--clip-mode', default='norm', choices=['norm', 'value', 'agc'])
     g.add_argument('--grad-accum-steps', type=int, default=1)
 
+    g = parser.add_argument_group('GKP', 'grouped knowledge preservation, with --opt gsa')
+    g.add_argument('--gkp', action=flag, default=False, help='group classes by a memory bank, preserve what it holds')
+    g.add_argument('--gkp-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                   help='options of timm_lt.gkp.GKP: num_groups=4 regroup_every=10 strength=100 ...')
+    g.add_argument('--gkp-source', default='train', choices=['train', 'validation'], help='part whose images '
+                   '(evaluation transform) tell the quality of a class')
+    g.add_argument('--gkp-images', type=int, default=None, help='such images of each class, at most; None: as many as '
+                   'make a tenth of the training images')
+
     g = parser.add_argument_group('schedule')
     g.add_argument('--epochs', type=int, default=100)
     g.add_argument('--sched', default='cosine')

@@ -11,6 +11,8 @@ from ..data import (
     Augmentation,
     ImageReadError,
     ImagesDoNotFit,
+    ImageSubset,
+    InMemoryImages,
     create_dataset,
     create_eval_loader,
     create_train_loader,
@@ -158,17 +160,35 @@ def build_loaders(
     except (TypeError, ValueError) as e:
         raise ConfigError(f'sampler {args.sampler!r} or augmentation: {e}') from e
 
-    def evaluation(images: Any) -> Any:
-        size = getattr(images, 'image_size', None)
-        as_they_are = size == tuple(config['input_size']) and config['crop_pct'] in (None, 1.0)
-        transform = None if as_they_are else eval_transform(
-            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
-        batch_size = args.validation_batch_size or max(args.batch_size, 128)
-        return create_eval_loader(
-            images, config['mean'], config['std'], batch_size, transform=transform, **where)
+    validation = None if data.validation is None else evaluation_loader(args, data.validation, config, accelerator)
+    return train, validation, evaluation_loader(args, data.test, config, accelerator)
 
-    validation = None if data.validation is None else evaluation(data.validation)
-    return train, validation, evaluation(data.test)
+
+def evaluation_loader(args: Namespace, images: Any, config: dict[str, Any], accelerator: Accelerator) -> Any:
+    """Loader under the evaluation transform that gives every image once over all processes."""
+    size = getattr(images, 'image_size', None)
+    as_they_are = size == tuple(config['input_size']) and config['crop_pct'] in (None, 1.0)
+    transform = None if as_they_are else eval_transform(
+        config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
+    batch_size = args.validation_batch_size or max(args.batch_size, 128)
+    return create_eval_loader(
+        images, config['mean'], config['std'], batch_size, transform=transform, device=accelerator.device,
+        world=accelerator.num_processes, rank=accelerator.process_index, workers=args.workers)
+
+
+def gkp_loader(args: Namespace, data: DataParts, config: dict[str, Any], accelerator: Accelerator) -> Any:
+    """The images that GKP may look at: some of each class, of the training or the validation part, never the test."""
+    from ..gkp import capped_indices, images_per_class
+    images = data.train if args.gkp_source == 'train' else data.validation
+    if images is None:
+        raise ConfigError('--gkp-source validation needs a validation part: --val-split or --val-fraction')
+    cap = args.gkp_images or images_per_class(data.distribution.counts)
+    chosen = capped_indices(images.targets, cap, args.data_seed)
+    if isinstance(images, InMemoryImages):
+        images = InMemoryImages(images.images[chosen], images.targets[chosen], images.class_names, images.transform)
+    else:
+        images = ImageSubset(images, chosen)
+    return evaluation_loader(args, images, config, accelerator)
 
 
 def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> Augmentation:

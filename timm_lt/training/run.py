@@ -19,7 +19,7 @@ from ..hub import HubError, has_token, push
 from . import build
 from .checkpoint import CheckpointError, check_same_configuration
 from .config import ConfigError, parse_args
-from .data import DataParts, build_data, build_loaders
+from .data import DataParts, build_data, build_loaders, gkp_loader
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer, TrainingError
 
@@ -66,7 +66,12 @@ def run(args: Namespace) -> dict[str, Any]:
     data_config = build.data_config(args, model)
     train_loader, val_loader, test_loader = build_loaders(args, data, data_config, accelerator)
 
-    trainer = build_trainer(args, accelerator, folder, model, data, train_loader, val_loader, rule)
+    extra = ()
+    if args.gkp:
+        images = gkp_loader(args, data, data_config, accelerator)
+        extra = (build.build_gkp(args, images, distribution, distribution.splits(rule)),)
+
+    trainer = build_trainer(args, accelerator, folder, model, data, train_loader, val_loader, rule, extra)
     folder.write_args(args)
     folder.write_distribution(distribution)
     if args.log_with:
@@ -134,15 +139,16 @@ def build_trainer(
         train_loader: Any,
         val_loader: Any,
         rule: str,
+        callbacks: tuple = (),
 ) -> Trainer:
-    """Put together what the options name."""
+    """Put together what the options name; ``callbacks`` come after those of the loss."""
     distribution = data.distribution
     criterion = build.build_loss(args, distribution).to(accelerator.device)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.sync_bn and accelerator.num_processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(accelerator.device)
+    model = build.training_model(args, model).to(accelerator.device)
     ema = build.build_ema(args, model)
     optimizer = build.build_optimizer(args, model, distribution, build.scaled_lr(args, accelerator.num_processes))
     if args.torchcompile:
@@ -164,7 +170,8 @@ def build_trainer(
         accelerator, model, criterion, optimizer, scheduler, train_loader, splits=distribution.splits(rule),
         epochs=epochs, folder=folder, seed=args.seed, grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
         clip_mode=args.clip_mode, validate=validate, mix=build.build_mixing(args, distribution.num_classes),
-        mixup_off_epoch=args.mixup_off_epoch, ema=ema, callbacks=build.build_callbacks(args, criterion, distribution),
+        mixup_off_epoch=args.mixup_off_epoch, ema=ema,
+        callbacks=(*build.build_callbacks(args, criterion, distribution), *callbacks),
         checkpoint_every=args.checkpoint_every, checkpoint_steps=args.checkpoint_steps, log_interval=args.log_interval,
         quiet=args.quiet)
 
