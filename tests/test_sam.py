@@ -16,8 +16,11 @@ ETA = 20
 NAMES = ('sam', 'asam', 'imbsam', 'ssesam', 'focalsam')
 CLASS_AWARE = ('imbsam', 'ssesam', 'focalsam')
 OWN = {
-    'sam': {'rho': 0.1}, 'asam': {'rho': 0.7, 'eta': 0.01}, 'imbsam': {'rho': 0.1, 'eta': ETA},
-    'ssesam': {'rho_head': 0.08, 'rho_tail': 0.15, 'eta': ETA}, 'focalsam': {'rho': 0.2, 'gamma': 2.0, 'sharpness': 0.7},
+    'sam': {'rho': 0.1},
+    'asam': {'rho': 0.7, 'eta': 0.01},
+    'imbsam': {'rho': 0.1, 'eta': ETA},
+    'ssesam': {'rho_head': 0.08, 'rho_tail': 0.15, 'eta': ETA},
+    'focalsam': {'rho': 0.2, 'gamma': 2.0, 'sharpness': 0.7},
 }
 
 
@@ -471,10 +474,60 @@ def test_batchnorm_modes_are_what_they_say():
     assert (sizes, training) == ([12, tail], [True, True])
     sizes, training, tail = forwards_of_a_step('imbsam', 'batch', batchnorm='frozen')
     assert (sizes, training) == ([12, tail], [True, False])
+    sizes, training, tail = forwards_of_a_step('ssesam', 'batch', batchnorm='stacked')
+    assert (sizes, training) == ([12, 12], [True, True])
     sizes, _, tail = forwards_of_a_step('imbsam', 'group')
     assert sizes == [12 - tail, tail, tail]
     sizes, _, tail = forwards_of_a_step('ssesam', 'group')
     assert sizes == [12 - tail, tail, 12 - tail, tail]
+
+
+@pytest.mark.parametrize('mode', ['stacked', 'group', 'frozen'])
+@pytest.mark.parametrize('name', ['imbsam', 'ssesam'])
+def test_batchnorm_modes_are_exact_without_batchnorm_and_keep_buffers_with_it(name, mode):
+    x, y = make_batch()
+    model = make_model('group')
+    make_optimizer(model, name, batchnorm=mode).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    expected = reference_gradient(model, name, x, y, OWN[name])
+    torch.testing.assert_close(flat(p.grad for p in model.parameters()), flat(expected.values()), rtol=1e-9, atol=1e-12)
+
+    model, plain = make_model('batch'), make_model('batch')
+    make_optimizer(model, name, batchnorm=mode).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    plain(x)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-12, atol=0)
+
+
+def test_stacked_gradient_is_that_of_the_samples_under_their_own_parts_weights():
+    # one layer before BatchNorm: the stacked forward by hand, at the perturbations that the optimizer chose
+    x, y = make_batch()
+    tail = torch.tensor(COUNTS)[y] < ETA
+    model, seen = make_model('batch'), {}
+    optimizer = make_optimizer(model, 'ssesam', batchnorm='stacked')
+    perturb = optimizer.perturb
+
+    def watching(parts):
+        perturb(parts)
+        for part in parts:
+            names = {id(p): k for k, p in model.named_parameters()}
+            seen[part.index] = {names[id(p)]: p.detach() + e for p, e in zip(part.params, part.grads)}
+
+    optimizer.perturb = watching
+    optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    weights = [{k: v.clone().requires_grad_() for k, v in seen[part].items()} for part in (0, 1)]
+    masks = [~tail, tail]
+    hidden = torch.zeros(12, 4, 5, 5, dtype=torch.float64)
+    for w, m in zip(weights, masks):
+        hidden = hidden.index_put((m,), F.conv2d(x[m], w['conv.weight'], w['conv.bias'], padding=1))
+    mean, var = hidden.mean((0, 2, 3), keepdim=True), hidden.var((0, 2, 3), correction=0, keepdim=True)
+    hidden = (hidden - mean) / (var + 1e-5).sqrt()
+    loss = 0
+    for w, m in zip(weights, masks):
+        z = torch.tanh(hidden[m] * w['norm.weight'][:, None, None] + w['norm.bias'][:, None, None]).mean((2, 3))
+        loss = loss + F.cross_entropy(F.linear(z, w['fc.weight'], w['fc.bias']), y[m], reduction='sum') / 12
+    loss.backward()
+    for k, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, weights[0][k].grad + weights[1][k].grad, rtol=1e-9, atol=1e-12)
 
 
 # Errors
@@ -510,6 +563,10 @@ def test_errors_name_what_is_wrong():
         make_optimizer(model, 'sam', rho_schedule='linear').step(closure)
     with pytest.raises(TypeError, match='attach'):
         make_optimizer(model, 'sam', layers='fc*').step(lambda: F.cross_entropy(model(x), y).backward())
+    with pytest.raises(ValueError, match='needs every sample in one part'):
+        make_optimizer(model, 'focalsam', batchnorm='stacked').step(closure)
+    with pytest.raises(ValueError, match='batchnorm must be one of'):
+        make_optimizer(model, 'sam', batchnorm='exact')
     with pytest.raises(ValueError, match='same number of micro-batches'):
         BatchClosure(model, nn.CrossEntropyLoss(), [x, x], [y])
 

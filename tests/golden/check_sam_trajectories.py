@@ -60,7 +60,10 @@ def check(golden):
     def share_of(tail_weight=1.0):
         # without BatchNorm head and tail pass apart, and the last pass of each is the one that counts
         def report(clean, calls):
-            last = {bool(tail[target[0]]): values.sum() for values, target in calls if len(set(tail[target].tolist())) == 1}
+            last = {
+                bool(tail[target[0]]): values.sum()
+                for values, target in calls if len(set(tail[target].tolist())) == 1
+            }
             return (last.get(False, 0) + tail_weight * last.get(True, 0)) / batch
         return report
 

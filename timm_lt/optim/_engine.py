@@ -5,16 +5,14 @@ With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k, a step follows ``sum_k
 averages over processes, respects the loss scale and keeps state; a method says which parts there are and how each is
 perturbed (``part_weights``, ``radii``, ``perturb``).
 
-Passes. The first pass gives the gradient of every part that is perturbed, and of the sum of those that are not, from one
-graph. Each perturbed part then passes again at its own weights. Which samples pass with it is a question of BatchNorm,
-see ``batchnorm`` in :class:`SharpnessAware`.
+Passes. The first pass gives the gradient of every part that is perturbed, and of the sum of those that are not, from
+one graph. Each perturbed part then passes again at its own weights. Which samples pass with it is a question of
+BatchNorm, see ``batchnorm`` in :class:`SharpnessAware`.
 """
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -24,42 +22,26 @@ from torch import Tensor
 
 from .._types import ParamsT
 from .._validate import check_option, check_range
-from ._passes import accumulate, couples_samples, part_totals, running_statistics, set_gradients, take_gradients
-from ._tensors import SavedBuffers, SavedWeights, average_over_processes, global_norm, scale_
+from ._gradients import Part, class_aware_gradients, whole_batch_gradients
+from ._passes import couples_samples
+from ._tensors import global_norm, scale_
 from ._wrapper import OptimizerWrapper, create_base
 from .closure import BatchClosure, unwrap_model
 
-BATCHNORM = ('batch', 'group', 'frozen')
+BATCHNORM = ('batch', 'stacked', 'group', 'frozen')
 SCHEDULES = ('constant', 'linear', 'cosine')
 _NORM_EPS = 1e-12
-
-
-@dataclass
-class Part:
-    """A part of the batch that is perturbed.
-
-    Attributes:
-        index: Which part, a row of ``part_weights``.
-        radius: Its ``rho`` now, > 0.
-        samples: Its samples in the joint batch of all processes (those whose weight is not 0).
-        params: Parameters that it may perturb, those with a gradient.
-        grads: Gradient of its loss for each of them, without loss scale; ``perturb`` turns them into ``eps``, in place.
-    """
-    index: int
-    radius: float
-    samples: int
-    params: list[Tensor]
-    grads: list[Tensor]
 
 
 class SharpnessAware(OptimizerWrapper):
     """Base of the sharpness-aware optimizers: a real optimizer that computes its own gradients and steps another one.
 
     ``step(closure)`` does everything. Under Accelerate use :func:`timm_lt.optim.optimizer_step`, which calls
-    :meth:`compute_grads`, clips, and then ``step()`` without a closure. ``step()`` after an ordinary backward is a plain
-    step of the base optimizer, with one warning.
+    :meth:`compute_grads`, clips, and then ``step()`` without a closure. ``step()`` after an ordinary backward is a
+    plain step of the base optimizer, with one warning.
 
-    ``param_groups``, ``state`` and ``defaults`` are those of the base; ``state_dict`` is the base's with one entry more.
+    ``param_groups``, ``state`` and ``defaults`` are those of the base; ``state_dict`` is the base's with one entry
+    more.
 
     Args:
         params: Parameters or groups, as for any optimizer.
@@ -73,10 +55,12 @@ class SharpnessAware(OptimizerWrapper):
         rho_end: Radius at the last epoch, as a share of the radius at the first.
         local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
             joint gradient.
-        batchnorm: What the further passes of a part do about BatchNorm in training mode. 'batch': the whole batch passes
-            and the part's loss counts, exact. 'group': only the part's samples pass, normalised by their own statistics.
-            'frozen': only the part's samples pass, normalised by the running statistics. Networks whose samples do not
-            meet in the forward pass need none of this: there only the part's own samples pass, which is exact.
+        batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
+            and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
+            all parts, each sample under its own part's weights, all normalised together (close for SSE-SAM and GSA,
+            not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only the
+            part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
+            forward pass need none of this: there only the part's own samples pass, which is exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
@@ -186,8 +170,8 @@ class SharpnessAware(OptimizerWrapper):
             return 1.0
         if self.num_epochs is None:
             raise ValueError(
-                f'rho_schedule={self.rho_schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at the '
-                f'start of every epoch')
+                f'rho_schedule={self.rho_schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at '
+                f'the start of every epoch')
         t = min(self.epoch / max(self.num_epochs - 1, 1), 1.0)
         if self.rho_schedule == 'linear':
             return 1 + (self.rho_end - 1) * t
@@ -207,7 +191,8 @@ class SharpnessAware(OptimizerWrapper):
         if self.layers is None:
             return True
         if self._model is None:
-            raise TypeError('layers=... needs the names of the parameters; call optimizer.attach(model) or pass a BatchClosure')
+            raise TypeError(
+                'layers=... needs the names of the parameters; call optimizer.attach(model) or pass a BatchClosure')
         if self._classifier is not None and id(p) in self._classifier:
             return True
         return any(fnmatch(self._names.get(id(p), ''), pattern) for pattern in self.layers)
@@ -235,9 +220,9 @@ class SharpnessAware(OptimizerWrapper):
         elif self._staged is None and not self._warned:
             self._warned = True
             warnings.warn(
-                f'{type(self).__name__}.step() without a closure is a plain step of its base optimizer: no perturbation '
-                f'was computed. Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) with a '
-                f'timm_lt.optim.BatchClosure.', stacklevel=2)
+                f'{type(self).__name__}.step() without a closure is a plain step of its base optimizer: no '
+                f'perturbation was computed. Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) '
+                f'with a timm_lt.optim.BatchClosure.', stacklevel=2)
         if self._staged is not None:
             self._own.update(self._staged)
             self._staged = None
@@ -287,15 +272,15 @@ class SharpnessAware(OptimizerWrapper):
         who = type(self).__name__
         if self.class_aware and not isinstance(closure, BatchClosure):
             raise TypeError(
-                f'{who} needs to know the class of each sample: pass timm_lt.optim.BatchClosure(model, criterion, input, '
-                f'target), got {type(closure).__name__}')
+                f'{who} needs to know the class of each sample: pass timm_lt.optim.BatchClosure(model, criterion, '
+                f'input, target), got {type(closure).__name__}')
         if not callable(closure):
             raise TypeError(f'{who} needs a closure that can be called more than once, got {type(closure).__name__}')
         device = next((p.device for group in self.param_groups for p in group['params']), torch.device('cpu'))
         if torch.is_autocast_enabled(device.type):
             raise RuntimeError(
-                f'{who} was called inside torch.autocast, whose cache of cast weights would hide the perturbation; leave '
-                f'the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
+                f'{who} was called inside torch.autocast, whose cache of cast weights would hide the perturbation; '
+                f'leave the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
         if self.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
             raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
 
@@ -313,84 +298,11 @@ class SharpnessAware(OptimizerWrapper):
         return part
 
     def _whole_batch_gradients(self, closure: Any, radius: float, grad_scale: Tensor | float | None) -> Any:
-        """Gradients of a method without classes: one part, the whole batch."""
-        batch = isinstance(closure, BatchClosure)
-        if radius == 0:
-            return closure()
-        if batch:
-            closure.zero_grad()
-            loss = closure.mean_pass(sync=not self.local_ascent)
-        else:
-            loss = closure()
-        params = self._params()
-        gradients = take_gradients(params)
-        parts = [self._part(0, radius, -1, params, gradients, grad_scale)]
-        if not parts[0].params:
-            set_gradients(params, gradients)
-            return loss
-        del gradients
-        with torch.no_grad():
-            self.perturb(parts)
-            weights, buffers = SavedWeights(parts[0].params), SavedBuffers(self._model)
-        try:
-            with weights.perturbed(parts[0].params, parts[0].grads):
-                closure.mean_pass(first=False) if batch else closure()
-        finally:
-            buffers.restore()
-        return loss
+        return whole_batch_gradients(self, closure, radius, grad_scale)
 
     def _class_aware_gradients(
             self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
-        """Gradients of a method whose parts are known by the classes of the samples."""
-        labels = closure.labels()
-        table = [self.part_weights(label) for label in labels]
-        samples, factors = part_totals(closure, table, self.part_normalizer)
-        if self.part_normalizer == 'part':
-            table = [w * factors[:, None] for w in table]
-        perturbed = [k for k, radius in enumerate(radii) if radius > 0 and samples[k] > 0]
-        kept = [k for k in range(len(radii)) if k not in perturbed and samples[k] > 0]
-        rows = [[w[k] for w in table] for k in perturbed]
-        if kept:
-            rows.insert(0, [w[kept].sum(0) for w in table])
-        params = self._params()
-        closure.zero_grad()
-        if not perturbed and all(torch.allclose(w, torch.ones_like(w), 0, 1e-12) for w in rows[0]):
-            return closure.mean_pass()
-        zeros = [None] * len(params)
-        if not perturbed:
-            (gradients,), _, mean = accumulate(closure, params, rows, [zeros], first=True, subset=False, sync=True)
-            set_gradients(params, gradients)
-            return mean
-        coupled = self._couples_samples(closure)
-        # a sample that counts in several parts passes once, with one graph for all of them
-        disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
-        gradients, _, mean = accumulate(
-            closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled)
-        total = gradients.pop(0) if kept else zeros
-        if closure.ddp is not None and not self.local_ascent:
-            average_over_processes(gradients, params, closure.process_group)
-        parts = [
-            self._part(k, radii[k], samples[k], params, g, grad_scale) for k, g in zip(perturbed, gradients)]
-        del gradients
-        with torch.no_grad():
-            self.perturb(parts)
-            touched = {id(p): p for part in parts for p in part.params}
-            weights, buffers = SavedWeights(list(touched.values())), SavedBuffers(closure.module)
-        subset = not closure.sharded and (not coupled or self.batchnorm != 'batch')
-        try:
-            for i, part in enumerate(parts):
-                last = i == len(parts) - 1
-                row = [w[part.index] for w in table]
-                frozen = running_statistics(closure.module) if self.batchnorm == 'frozen' else nullcontext()
-                with weights.perturbed(part.params, part.grads), frozen:
-                    (total,), _, _ = accumulate(
-                        closure, params, [row], [total], first=False, subset=subset, sync=last and not subset)
-        finally:
-            buffers.restore()
-        if closure.ddp is not None and subset:
-            average_over_processes([total], params, closure.process_group)
-        set_gradients(params, total)
-        return mean
+        return class_aware_gradients(self, closure, radii, grad_scale)
 
     def _couples_samples(self, closure: BatchClosure) -> bool:
         """Whether the whole batch has to pass for the loss of a part of it."""

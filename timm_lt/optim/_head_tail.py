@@ -24,7 +24,13 @@ class HeadTail(SharpnessAware):
     class_aware = True
 
     def __init__(
-            self, params: ParamsT, class_counts: ClassCounts, eta: int, tail_weight: float = 1.0, **options: Any) -> None:
+            self,
+            params: ParamsT,
+            class_counts: ClassCounts | None,
+            eta: int,
+            tail_weight: float = 1.0,
+            **options: Any,
+    ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__)
         self.eta = check_range('eta', eta, 0)
         tail = counts < eta

@@ -17,7 +17,7 @@ __all__ = ['BatchClosure']
 
 
 def take_samples(data: Any, index: Tensor) -> Any:
-    """The samples ``index`` of a tensor or of nested tuples, lists and dicts of tensors (dimension 0 counts samples)."""
+    """The samples ``index`` of a tensor, or of nested tuples, lists and dicts of tensors; samples are dimension 0."""
     if isinstance(data, Tensor):
         return data.index_select(0, index.to(data.device))
     if isinstance(data, dict):
@@ -46,20 +46,20 @@ def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel |
 class BatchClosure:
     """The loss of one batch (or of one window of micro-batches) under a model.
 
-    Called, it is an ordinary torch closure: it clears the gradients, runs forward and backward, and returns the detached
-    mean loss, so that ``optimizer.step(closure)`` works with every optimizer. Sharpness-aware optimizers ask it for
-    further passes and for the gradients of parts of the batch.
+    Called, it is an ordinary torch closure: it clears the gradients, runs forward and backward, and returns the
+    detached mean loss, so that ``optimizer.step(closure)`` works with every optimizer. Sharpness-aware optimizers ask
+    it for further passes and for the gradients of parts of the batch.
 
     The loss is normalised over the whole window and over all processes: a micro-batch counts by its samples, and a
-    class-weighted loss divides by the sum of the weights in the window. Gradients are averaged across processes by DDP or
-    FSDP2, once per window. The statistics that a loss gathers (``losses/_base.py``) are staged on the first pass and held
-    on all others; :func:`timm_lt.optim.optimizer_step` commits them after the step.
+    class-weighted loss divides by the sum of the weights in the window. Gradients are averaged across processes by DDP,
+    once per window, or by FSDP2. The statistics that a loss gathers (``losses/_base.py``) are staged on the first pass
+    and held on all others; :func:`timm_lt.optim.optimizer_step` commits them after the step.
 
     Args:
         model: The model: plain, compiled, in ``DistributedDataParallel`` or sharded by ``fully_shard``; as prepared by
             Accelerate or not.
-        criterion: The loss, ``criterion(output, target)``, with a mean as reduction. What asks for parts of the batch needs
-            one value per sample of it, see :func:`timm_lt.losses.sample_losses`.
+        criterion: The loss, ``criterion(output, target)``, with a mean as reduction. What asks for parts of the batch
+            needs one value per sample of it, see :func:`timm_lt.losses.sample_losses`.
         input: What the model is called with: a tensor, or nested tuples and dicts of tensors, with samples in
             dimension 0. A list holds the micro-batches of one accumulation window.
         target: Targets of ``input``, (B,) or soft (B, C); a list for a list.
@@ -111,8 +111,8 @@ class BatchClosure:
     def _check_wrappers(self) -> None:
         if self.ddp is not None and self.ddp.static_graph:
             raise ValueError(
-                'BatchClosure: DistributedDataParallel(static_graph=True) breaks when a batch is passed more than once; '
-                'build it with static_graph=False')
+                'BatchClosure: DistributedDataParallel(static_graph=True) breaks when a batch is passed more than '
+                'once; build it with static_graph=False')
         if any(type(m).__name__ == 'FullyShardedDataParallel' for m in (self.model, self.module)):
             raise ValueError(
                 'BatchClosure: FullyShardedDataParallel (FSDP1) is not supported; use fully_shard (Accelerate: '
@@ -120,8 +120,8 @@ class BatchClosure:
         steps = getattr(self.accelerator, 'gradient_accumulation_steps', 1)
         if steps != 1:
             raise ValueError(
-                f'BatchClosure: Accelerator(gradient_accumulation_steps={steps}) would divide every loss by {steps}; leave '
-                f'it at 1 and hand over the micro-batches of a window as lists')
+                f'BatchClosure: Accelerator(gradient_accumulation_steps={steps}) would divide every loss by {steps}; '
+                f'leave it at 1 and hand over the micro-batches of a window as lists')
 
     # What an optimizer reads
 

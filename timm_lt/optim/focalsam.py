@@ -32,8 +32,8 @@ class FocalSAM(SharpnessAware):
         class_counts: Training images per class, (C,), each >= 1.
         rho: Radius of the perturbation, in parameter norm, >= 0; 0 is the base optimizer. The paper's scripts use
             0.3 on CIFAR-100-LT with a ResNet, 0.2 on CIFAR-10-LT.
-        gamma: How fast the weight falls with the frequency of a class, >= 0; 0 weighs all classes alike. The scripts use
-            3.2 and 3.
+        gamma: How fast the weight falls with the frequency of a class, >= 0; 0 weighs all classes alike. The scripts
+            use 3.2 and 3.
         sharpness: Strength ``s`` of the sharpness term, >= 0; 1 with ``gamma=0`` is SAM. The scripts use 0.8 and 0.5.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 

@@ -22,11 +22,10 @@ from .._registry import register_optimizer
 from .._types import ClassCounts, ParamsT
 from .._validate import check_class_counts, check_option, check_range
 from ..class_distribution import ClassDistribution
-from ._engine import BATCHNORM, Part, SharpnessAware
+from ._engine import Part, SharpnessAware
 from ._gsa import gsa_perturbations, released_ascent
 from ._passes import accumulate, part_totals, set_gradients, take_gradients
-from ._stacked import stacked_gradients
-from ._tensors import SavedBuffers, SavedWeights, average_over_processes, global_norm, scale_
+from ._tensors import SavedBuffers, SavedWeights, global_norm, scale_
 from .closure import BatchClosure
 
 VARIANTS = ('paper', 'released')
@@ -53,9 +52,6 @@ class GSA(SharpnessAware):
             ``'equal'``: it sums the groups' mean losses (the other reading of the paper's Eq. 16; gradients are up to G
             times as large).
         variant: ``'paper'`` or ``'released'``.
-        batchnorm: ``'batch'`` (exact), ``'group'``, ``'frozen'``, see :class:`SharpnessAware`, or ``'stacked'``: two
-            passes for any number of groups, in which every sample meets its own group's weights and BatchNorm
-            normalises all of them together; approximate.
         rho_scale, sigma, gradient_decay, rho_min, rho_max, adaptive: Of ``variant='released'`` only: factor and bounds
             of the radius, share and decay of the moving average that is subtracted, and whether norms are scaled by
             |theta|.
@@ -81,7 +77,6 @@ class GSA(SharpnessAware):
             part_loss: str = 'group_mean',
             weighting: str = 'share',
             variant: str = 'paper',
-            batchnorm: str = 'batch',
             rho_scale: float = 0.1,
             sigma: float = 1.0,
             gradient_decay: float = 0.9,
@@ -96,15 +91,13 @@ class GSA(SharpnessAware):
         self.weighting = check_option('weighting', weighting, ('share', 'equal'))
         self.part_normalizer = 'batch' if weighting == 'share' else 'part'
         self.variant = check_option('variant', variant, VARIANTS)
-        check_option('batchnorm', batchnorm, (*BATCHNORM, 'stacked'))
         self.rho_scale = check_range('rho_scale', rho_scale, 0)
         self.sigma = check_range('sigma', sigma, 0)
         self.gradient_decay = check_range('gradient_decay', gradient_decay, 0, 1)
         self.rho_min = check_range('rho_min', rho_min, 0)
         self.rho_max = check_range('rho_max', rho_max, rho_min)
         self.adaptive = bool(adaptive)
-        super().__init__(params, batchnorm='batch' if batchnorm == 'stacked' else batchnorm, **options)
-        self.batchnorm = batchnorm
+        super().__init__(params, **options)
         self._own.update({'groups': None, 'alpha': 1.0, 'averages': {}})
         if isinstance(groups, str):
             check_option('groups', groups, ('size',))
@@ -246,10 +239,6 @@ class GSA(SharpnessAware):
             self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
         if self.variant == 'released':
             return self._released_gradients(closure, radii, grad_scale)
-        if self.batchnorm == 'stacked' and any(radii) and self._couples_samples(closure):
-            if closure.sharded:
-                raise ValueError("batchnorm='stacked' is not possible with sharded parameters; use batchnorm='batch'")
-            return self._stacked_gradients(closure, radii, grad_scale)
         return super()._class_aware_gradients(closure, radii, grad_scale)
 
     def _released_gradients(
@@ -303,31 +292,3 @@ class GSA(SharpnessAware):
     @staticmethod
     def _shares(samples: Sequence[int]) -> dict[int, float]:
         return {k: n / sum(samples) for k, n in enumerate(samples) if n > 0}
-
-    def _stacked_gradients(
-            self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
-        labels = closure.labels()
-        groups = [self.groups[label] for label in labels]
-        table = [self.part_weights(label) for label in labels]
-        samples, factors = part_totals(closure, table, self.part_normalizer)
-        weights = [factors[group] for group in groups]
-        present = [k for k, n in enumerate(samples) if n > 0]
-        params = self._params()
-        closure.zero_grad()
-        gradients, mean = stacked_gradients(closure, params, groups, weights, present, first=True)
-        if closure.ddp is not None and not self.local_ascent:
-            average_over_processes(gradients, params, closure.process_group)
-        parts = [self._part(k, radii[k], samples[k], params, g, grad_scale) for k, g in zip(present, gradients)]
-        del gradients
-        with torch.no_grad():
-            self.perturb(parts)
-            buffers = SavedBuffers(closure.module)
-        eps = {part.index: {id(p): e for p, e in zip(part.params, part.grads)} for part in parts}
-        try:
-            (total,), _ = stacked_gradients(closure, params, groups, weights, present, first=False, eps=eps)
-        finally:
-            buffers.restore()
-        if closure.ddp is not None:
-            average_over_processes([total], params, closure.process_group)
-        set_gradients(params, total)
-        return mean

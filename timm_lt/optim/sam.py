@@ -23,8 +23,8 @@ from ._tensors import global_norm, local, scale_
 class SAM(SharpnessAware):
     """Sharpness-aware minimization around any optimizer of timm.
 
-    Two passes per step; one extra copy of the parameters while the second one runs. Without any gradient the step is the
-    base's. Under DDP the perturbation follows the joint gradient (``local_ascent=True``: each process its own).
+    Two passes per step; one extra copy of the parameters while the second one runs. Without any gradient the step is
+    the base's. Under DDP the perturbation follows the joint gradient (``local_ascent=True``: each process its own).
 
     Args:
         params: Parameters or groups.

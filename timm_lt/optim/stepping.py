@@ -35,10 +35,10 @@ def optimizer_step(
         clip_grad: float | None = None,
         clip_mode: str = 'norm',
 ) -> StepResult:
-    """Compute gradients, unscale once, clip the final gradient once, step, clear the gradients, settle loss statistics.
+    """Compute gradients, unscale and clip the final ones once, step, clear them, settle the loss's statistics.
 
-    A step that the gradient scaler skips changes nothing but the loss scale: neither weights, buffers, statistics of the
-    loss nor the optimizer's own state; hold the scheduler and the moving average of the weights on ``skipped``.
+    A step that the gradient scaler skips changes nothing but the loss scale: neither weights, buffers, statistics of
+    the loss nor the optimizer's own state; hold the scheduler and the moving average of the weights on ``skipped``.
     Works for any optimizer: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
 
     Args:
