@@ -15,12 +15,13 @@ from huggingface_hub import ModelCard
 
 import timm_lt
 from timm_lt import ClassDistribution
+from timm_lt.data import create_dataset
 from timm_lt.evaluate import report
 from timm_lt.hub import HubError, load, pull, push, write_hub_folder
 from timm_lt.hub.__main__ import main
 from timm_lt.hub.remote import _status_reason
 from timm_lt.posthoc import PostHoc
-from timm_lt.training.config import ConfigError, parse_args, to_yaml
+from timm_lt.training.config import ConfigError, configuration, parse_args, to_yaml
 from timm_lt.training.outputs import RunFolder
 
 COUNTS = [120, 50, 20, 5]
@@ -140,6 +141,25 @@ def test_half_precision_file_loads_into_a_float32_network(tmp_path):
     for name, value in network.state_dict().items():
         stored = value.half().float() if value.is_floating_point() else value
         assert torch.equal(state[name], stored) and state[name].dtype == value.dtype
+
+
+def test_shipped_digits_load_without_a_network_and_have_the_accuracy_of_their_card():
+    checkpoint = load('digits')
+    test = create_dataset('timm_lt/digits', split='test')
+    images = torch.stack([checkpoint.transform(image) for image, _ in test])
+    with torch.no_grad():
+        predicted = checkpoint(images).argmax(1)
+    top1 = 100 * (predicted == torch.as_tensor(test.targets)).double().mean()
+    assert float(top1) == pytest.approx(checkpoint.metrics['top1'], abs=0.1)
+    assert sum(f.stat().st_size for f in checkpoint.folder.rglob('*')) < 1e6
+    by_timm = timm.create_model(f'local-dir:{timm_lt.hub.shipped("digits")}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(by_timm(images).argmax(1), predicted)
+
+
+def test_shipped_digits_are_the_run_without_options():
+    recipe, default = load('digits').recipe, configuration(parse_args([]))
+    assert {k: v for k, v in recipe.items() if k in default and default[k] != v} == {}
 
 
 class Bomb:

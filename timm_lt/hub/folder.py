@@ -27,7 +27,7 @@ from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
 from .card import write_card
 from .errors import HubError
-from .weights import DTYPES, write_manifest, write_weights
+from .weights import DTYPES, WEIGHTS, write_manifest, write_weights
 
 __all__ = ['write_hub_folder']
 
@@ -81,6 +81,8 @@ def write_hub_folder(
         data_config=data_config)
     if dtype != 'float32':
         write_weights(new, dtype)
+    # safetensors makes its file readable for the owner only
+    (new / WEIGHTS).chmod((new / 'config.json').stat().st_mode)
     write_manifest(new, dtype=dtype, versions={'timm_lt': __version__, 'timm': _timm(), 'torch': torch.__version__})
     distribution.to_json(new / 'class_distribution.json')
     recipe = {k: v for k, v in options.items() if k not in PRIVATE_OPTIONS}
