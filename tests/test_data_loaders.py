@@ -221,6 +221,15 @@ def test_loaders_leave_the_global_generators_alone(memory):
     assert states() == before
 
 
+@pytest.mark.parametrize('changes', [dict(cutout=2), dict(color_jitter=0.4)])
+def test_image_drawn_again_in_an_epoch_is_augmented_anew(changes):
+    rare = InMemoryImages(torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8), [0] * 8 + [1])
+    order = timm_lt.create_sampler('class_balanced', rare.targets, num_samples=12)
+    loader = create_train_loader(rare, order, dataclasses.replace(AUGMENTATION, **changes), 12)
+    input, target = next(iter(loader))
+    assert len(input[target == 1].unique(dim=0)) == int((target == 1).sum()) == 6
+
+
 def test_abandoned_epoch_does_not_shift_the_next(memory):
     augmentation = dataclasses.replace(AUGMENTATION, auto_augment='cifar10', cutout=3)
     expected = list(create_train_loader(memory, sampler(memory), augmentation, 4))

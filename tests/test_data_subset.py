@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import timm_lt
 from timm_lt.data import (
@@ -139,6 +139,13 @@ def test_subset_of_a_subset_keeps_labels_and_images():
     inner = ImageSubset(outer, [3, 5, 8])
     assert inner.indices == [13, 15, 18] and inner.targets.tolist() == [dataset.targets[i] for i in (13, 15, 18)]
     assert inner[1][0].getpixel((0, 0))[0] == 15
+
+
+def test_transform_that_would_be_ignored_is_refused():
+    joined = ImageSubset(ConcatDataset([balanced(), balanced()]), [0, 301])
+    assert joined.targets.tolist() == [0, 1] and joined.transform is None
+    with pytest.raises(TypeError, match='ConcatDataset has no attribute `transform`'):
+        joined.transform = lambda image: image
 
 
 def test_timm_create_loader_sets_the_transform_through_the_subset():

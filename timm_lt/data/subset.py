@@ -69,6 +69,10 @@ class ImageSubset(Subset):
 
     @transform.setter
     def transform(self, transform: Any) -> None:
+        if not hasattr(self.dataset, 'transform'):
+            raise TypeError(
+                f'{type(self.dataset).__name__} has no attribute `transform`, so none can be set; '
+                f'give it one that it applies to its images')
         self.dataset.transform = transform
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
