@@ -10,6 +10,7 @@ from timm_lt.gkp import (
     group_classes,
     spectral_groups,
 )
+from timm_lt.gkp.grouping import weighted_spectral_groups
 
 
 def planted_similarity(groups, noise=0.05):
@@ -60,6 +61,19 @@ def test_one_group_and_as_many_groups_as_classes_need_no_clustering(num_groups, 
 def test_number_of_groups_below_one_is_refused():
     with pytest.raises(ValueError, match='num_groups must be >= 1'):
         spectral_groups(torch.ones(3, 3), 0)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_points_with_counts_are_cut_as_their_classes_would_be(seed):
+    generator = torch.Generator().manual_seed(seed)
+    planted = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    vectors = torch.randn(3, 20, generator=generator)[planted] + 0.5 * torch.randn(9, 20, generator=generator)
+    unit = F.normalize(vectors.double(), dim=1)
+    counts = torch.randint(1, 6, (9,), generator=generator)
+    point = torch.repeat_interleave(torch.arange(9), counts)
+    similarity = unit @ unit.T
+    whole = spectral_groups(similarity[point][:, point], 3)
+    assert torch.equal(canonical_groups(weighted_spectral_groups(similarity, counts, 3)[point]), whole)
 
 
 def filled_bank(vectors):

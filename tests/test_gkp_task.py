@@ -247,8 +247,8 @@ def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monk
     for name in ('write_report', 'write_hub'):  # slow, and not of interest here
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
     status = training.main([
-        '--gkp', '--opt', 'gsa', '--gkp-kwargs', 'regroup_every=1', 'num_groups=3', '--epochs', '2', '--model',
-        'test_resnet', '--images-per-class', '12', '--imbalance-ratio', '4', '-b', '16', '--output', str(tmp_path),
+        '--gkp', '--opt', 'gsa', '--gkp-kwargs', 'regroup_every=1', 'num_groups=3', '--epochs', '2',
+        '--images-per-class', '12', '--imbalance-ratio', '4', '-b', '16', '--output', str(tmp_path),
         '--experiment', 'run', '--quiet'])
     captured = capsys.readouterr()
     assert status == 0 and reads == ['trained'], captured.err

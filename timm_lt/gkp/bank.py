@@ -125,8 +125,8 @@ class MemoryBank:
                 f'snapshot {path} is missing; resume from the latest state, or restart with an empty folder')
         return torch.load(path, map_location='cpu', weights_only=True)
 
-    def similarity(self) -> Tensor:
-        """Cosine between the stored parameters of the classes, (C, C), float64; 1 for classes that share a snapshot."""
+    def snapshot_similarity(self) -> tuple[Tensor, Tensor]:
+        """Cosine between the distinct snapshots, (E, E), float64, and the snapshot of each class, (C,), below E."""
         if not self.is_filled:
             raise RuntimeError('the bank is empty; call update first')
         epochs = self.epochs
@@ -135,7 +135,11 @@ class MemoryBank:
         norm = gram.diagonal().clamp(min=torch.finfo(torch.float64).tiny).sqrt()
         cosine = (gram / norm[:, None] / norm).clamp(-1, 1)
         cosine.fill_diagonal_(1.0)
-        index = torch.searchsorted(torch.tensor(epochs), self.best_epoch)
+        return cosine, torch.searchsorted(torch.tensor(epochs), self.best_epoch)
+
+    def similarity(self) -> Tensor:
+        """Cosine between the stored parameters of the classes, (C, C), float64; 1 for classes that share a snapshot."""
+        cosine, index = self.snapshot_similarity()
         return cosine[index][:, index]
 
     def anchor(self, classes: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping: similarity of the classes' stored parameters, G = 4
 (6 on ImageNet-LT).
-Source: written from the paper, with scikit-learn's ``SpectralClustering`` on the affinity ``1 + cosine``.
+Source: written from the paper: the clustering of scikit-learn's ``SpectralClustering`` on the affinity ``1 + cosine``.
+Classes that share a snapshot are one point of the embedding, so that the eigenproblem is solved for the E distinct
+snapshots, each with the number of its classes: the same cut at E^3 instead of C^3.
 Differs from the official code: that one clusters once, before training, C equal weight vectors, so that its groups are
 arbitrary. Here a bank with fewer distinct snapshots than groups is recognised, and the cosine of the classes' mean
 gradients decides instead.
@@ -18,7 +20,7 @@ from .bank import MemoryBank
 
 __all__ = [
     'canonical_groups', 'class_gradient_cosine', 'class_gradient_similarity', 'group_classes', 'rows_per_class',
-    'spectral_groups',
+    'spectral_groups', 'weighted_spectral_groups',
 ]
 
 _MAX_SAMPLES = 8192  # of the class gradients' inner products, which cost N^2
@@ -61,6 +63,30 @@ def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tenso
         warnings.simplefilter('ignore')
         labels = clustering.fit_predict(affinity)
     return canonical_groups(labels)
+
+
+def weighted_spectral_groups(similarity: Tensor, counts: Tensor, num_groups: int, seed: int = 0) -> Tensor:
+    """:func:`spectral_groups` of points that each stand for several classes of the same similarity.
+
+    Args:
+        similarity: Cosines between the E points, (E, E).
+        counts: Classes of each point, (E,), >= 1.
+        num_groups: G, in [1, E].
+        seed: Of the clustering.
+
+    Returns:
+        Group of each point, (E,), int64, not renumbered.
+    """
+    from sklearn.cluster import KMeans
+
+    affinity, m = (1 + similarity.double()).clamp(min=0), counts.double()
+    # degrees without self-loops, as for the C classes; a vector that is constant over the classes of a point stays so
+    degree = (affinity @ m - affinity.diagonal()).clamp(min=1e-12)
+    scaled = m.sqrt()[:, None] * affinity * m.sqrt() / degree.sqrt()[:, None] / degree.sqrt()
+    _, vectors = torch.linalg.eigh(scaled - torch.diag(affinity.diagonal() / degree))
+    embedding = vectors[:, -num_groups:] / (m * degree).sqrt()[:, None]
+    clustering = KMeans(num_groups, n_init=10, random_state=seed)
+    return torch.from_numpy(clustering.fit_predict(embedding.numpy(), sample_weight=m.numpy())).long()
 
 
 def rows_per_class(num_classes: int) -> int:
@@ -153,4 +179,6 @@ def _group_here(bank: MemoryBank, num_groups: int, fallback: Tensor | None, seed
         return spectral_groups(fallback, num_groups, seed), 'gradient'
     if distinct <= num_groups:
         return canonical_groups(bank.best_epoch), 'bank' if distinct == num_groups else 'trivial'
-    return spectral_groups(bank.similarity(), num_groups, seed), 'bank'
+    similarity, point = bank.snapshot_similarity()
+    groups = weighted_spectral_groups(similarity, torch.bincount(point), num_groups, seed)
+    return canonical_groups(groups[point]), 'bank'
