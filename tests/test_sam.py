@@ -1,6 +1,7 @@
 """Sharpness-aware optimizers against plain float64 references in the papers' letters."""
 
 import copy
+from collections import namedtuple
 
 import pytest
 import timm
@@ -9,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.func import functional_call
 
+from timm_lt.losses import LongTailLoss
 from timm_lt.optim import BatchClosure, optimizer_step
 
 COUNTS = [90, 40, 25, 9, 5, 2]
@@ -456,6 +458,71 @@ def test_soft_targets_take_their_class_from_the_labels():
     (F.cross_entropy(expected(x), soft, reduction='none') * (1 + tail)).mean().backward()
     torch.testing.assert_close(
         flat(p.grad for p in model.parameters()), flat(p.grad for p in expected.parameters()), rtol=1e-9, atol=1e-11)
+
+
+class Gathering(LongTailLoss):
+    """A loss with statistics: the number of samples seen, staged until committed."""
+
+    def __init__(self):
+        super().__init__()
+        self.staged, self.committed = [], 0
+
+    def per_sample(self, logits, target):
+        if self.statistics_mode == 'staged':
+            self.staged += target.tolist()
+        return F.cross_entropy(logits, target, reduction='none')
+
+    def commit_statistics(self):
+        self.committed += len(self.staged)
+        self.staged = []
+
+
+@pytest.mark.parametrize('norm', ['batch', 'group'])
+@pytest.mark.parametrize('name', ['momentum', 'lookahead_ssesam', *NAMES])
+def test_loss_statistics_count_every_sample_once_and_are_committed_after_the_step(name, norm):
+    model, criterion = make_model(norm), Gathering()
+    x, y = make_batch()
+    optimizer = make_optimizer(model, name)
+    closure = BatchClosure(model, criterion, list(x.split(5)), list(y.split(5)))
+    if hasattr(optimizer, 'compute_grads'):
+        optimizer.compute_grads(closure)
+        assert sorted(criterion.staged) == sorted(y.tolist()) and criterion.committed == 0
+        criterion.staged = []
+    optimizer_step(optimizer, closure)
+    assert criterion.committed == 12 and criterion.staged == []
+
+
+class TwoInputs(nn.Module):
+    """Takes a dict and a tuple, returns a named tuple."""
+
+    Output = namedtuple('Output', 'features logits')
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 6)
+
+    def forward(self, data):
+        features = torch.tanh(data['a'] + data['pair'][0] * data['pair'][1])
+        return self.Output(features, self.fc(features))
+
+
+class OnLogits(nn.CrossEntropyLoss):
+    def forward(self, output, target):
+        return super().forward(output.logits, target)
+
+
+def test_nested_inputs_and_named_outputs_pass_in_parts():
+    torch.manual_seed(0)
+    model = TwoInputs().double()
+    data = {'a': torch.randn(12, 5).double(), 'pair': (torch.randn(12, 5).double(), torch.randn(12, 5).double())}
+    _, y = make_batch()
+    logits = model(data).logits.detach()
+    whole, parts = copy.deepcopy(model), copy.deepcopy(model)
+    closure = BatchClosure(parts, OnLogits(), data, y)
+    make_optimizer(parts, 'ssesam', rho_head=1e-9, rho_tail=1e-9).compute_grads(closure)
+    F.cross_entropy(whole(data).logits, y).backward()
+    torch.testing.assert_close(parts.fc.weight.grad, whole.fc.weight.grad, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(closure.output[0], logits)
 
 
 def forwards_of_a_step(name, norm, **options):

@@ -11,7 +11,7 @@ from test_sam import CLASS_AWARE, NAMES, assert_bit_equal, flat, make_batch, mak
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
-from timm_lt.optim import BatchClosure, optimizer_step
+from timm_lt.optim import BatchClosure, SharpnessAware, optimizer_step
 
 ALL = ('momentum', *NAMES, 'lookahead_sam', 'lookahead_imbsam')
 
@@ -149,6 +149,31 @@ def test_grads_of_compute_grads_still_carry_the_loss_scale(accelerator):
             optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y, accelerator))
             gradients.append(flat(p.grad for p in model.parameters()) / scale)
         torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_policies_see_gradients_without_the_loss_scale(name, accelerator):
+    x, y = make_batch()
+    norms = []
+    for scale in (1.0, 2.0 ** 12):
+        scaled(accelerator, init_scale=scale)
+        model = make_model('batch')
+        optimizer = make_optimizer(model, name)
+        perturb = optimizer.perturb
+
+        def watching(parts, perturb=perturb):
+            norms.append(torch.stack([flat(part.grads).norm() for part in parts]))
+            perturb(parts)
+
+        optimizer.perturb = watching
+        optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y, accelerator))
+    torch.testing.assert_close(*norms, rtol=1e-9, atol=1e-12)
+
+
+def test_a_gradient_that_overflowed_spoils_its_whole_perturbation():
+    scale = SharpnessAware.scale_of
+    assert scale(0.1, torch.tensor(float('inf'))).isnan() and scale(0.1, torch.tensor(float('nan'))).isnan()
+    assert torch.isfinite(scale(0.1, torch.tensor(0.0))) and scale(0.1, torch.tensor(2.0)) == pytest.approx(0.05)
 
 
 def test_plain_closure_tells_its_scale_by_argument():

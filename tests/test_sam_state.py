@@ -10,6 +10,9 @@ import torch
 import torch.nn as nn
 from test_sam import CLASS_AWARE, NAMES, assert_bit_equal, make_batch, make_model, make_optimizer
 from timm.scheduler import CosineLRScheduler
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from timm_lt.optim import BatchClosure, optimizer_step
 
@@ -161,6 +164,42 @@ def test_step_hooks_run_once_per_step():
     x, y = make_batch(dtype=torch.float32)
     optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
     assert calls == ['pre', 'post']
+
+
+class LiveBytes(TorchDispatchMode):
+    """Largest number of bytes alive at one moment, of tensors made inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {StorageWeakRef(t.untyped_storage()).cdata for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if torch.is_tensor(t):
+                ref = StorageWeakRef(t.untyped_storage())
+                if ref.cdata not in known:
+                    self.live[ref.cdata] = (ref, t.untyped_storage().nbytes())
+        self.live = {k: v for k, v in self.live.items() if not v[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+
+@pytest.mark.parametrize('name, copies', [('sam', 1), ('asam', 1), ('imbsam', 2), ('ssesam', 2), ('focalsam', 2)])
+def test_peak_memory_is_one_extra_copy_of_the_parameters_or_two_with_a_kept_gradient(name, copies):
+    def peak(name):
+        model = nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(8)], nn.Linear(256, 6))
+        optimizer = make_optimizer(model, name, weight_decay=0.0)
+        _, y = make_batch()
+        x = torch.randn(12, 256)
+        for _ in range(2):
+            with LiveBytes() as live:
+                optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        return live.peak / sum(p.numel() * p.element_size() for p in model.parameters())
+
+    extra = peak(name) - peak('momentum')
+    assert copies - 0.5 < extra < copies + 0.3, extra
 
 
 def test_no_extra_tensors_are_held_after_a_step():

@@ -74,16 +74,15 @@ CONSTRUCTORS = {
 }
 
 
-@pytest.mark.parametrize('contiguous', [True, False])
 @pytest.mark.parametrize('how', CONSTRUCTORS)
 @pytest.mark.parametrize('name', BOTH)
-def test_loss_falls_for_every_form_of_parameters(name, how, contiguous):
-    weight, bias, x = parameters(contiguous)
+def test_loss_falls_for_every_form_of_parameters(name, how):
+    weight, bias, x = parameters(contiguous=how != 'list')
     optimizer = CONSTRUCTORS[how](weight, bias, name)
     assert repr(optimizer)
     closure = make_closure(name, optimizer, weight, bias, x)
     first = closure().item()
-    for _ in range(50):
+    for _ in range(20):
         optimizer.step(closure)
     assert closure().item() < first
 
@@ -151,7 +150,7 @@ def test_rosenbrock_comes_closer_to_its_minimum(name):
             params.grad[1 - i % 2] = 0
         return loss
 
-    for i in range(800):
+    for i in range(600):
         optimizer.step(lambda i=i: closure(i))
     assert params.detach().dist(solution) <= initial
 
