@@ -1,4 +1,8 @@
-"""GSA on two processes, a group missing on one of them, the penalty on: equal to one process with the joint batch."""
+"""GSA and GKP on two processes.
+
+GSA with a group missing on one of them and the penalty on equals one process with the joint batch; GKP's groups,
+penalty and figures are the same on both, and its snapshots lie on one.
+"""
 
 import os
 import subprocess
@@ -42,6 +46,42 @@ def train(rank, options, norm='group'):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def gkp_stays_the_same_on_all_processes(rank):
+    from test_gkp_task import Loader, images, make_gkp, make_trainer
+
+    from timm_lt.optim import BatchClosure
+
+    class Share(Loader):
+        """Every second image."""
+
+        def __iter__(self):
+            yield from zip(self.x[rank::WORLD].split(8), self.y[rank::WORLD].split(8))
+
+    trainer, gkp = make_trainer(), make_gkp()
+    gkp.loader = Share()
+    plain = trainer.model
+    trainer.model = DistributedDataParallel(plain)
+    trainer.accelerator.unwrap_model = lambda model, keep_torch_compile=False: plain
+    x, y = images()
+    gkp.on_train_start(trainer)
+    for epoch in range(4):
+        gkp.on_epoch_start(trainer, epoch)
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(epoch))[rank::WORLD]
+        trainer.optimizer.step(BatchClosure(trainer.model, nn.CrossEntropyLoss(), x[order], y[order]))
+        # BatchNorm statistics are the process's own until the next forward pass
+        for b in plain.buffers():
+            dist.broadcast(b, src=0)
+        row = gkp.on_epoch_end(trainer, epoch)
+        rows = [None] * WORLD
+        dist.all_gather_object(rows, row)
+        assert rows[0] == rows[1], rows
+    for own in (gkp.groups, trainer.optimizer.groups, *gkp.penalty.curvature, *gkp.penalty.centre):
+        other = own.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(own, other)
+    assert bool(gkp.bank._snapshots) is (rank == 0) and gkp.bank.is_filled
+
+
 def run_process():
     dist.init_process_group('gloo')
     rank = dist.get_rank()
@@ -53,11 +93,12 @@ def run_process():
         assert torch.equal(weights, other), f'replicas differ: {options} {norm}'
         if norm == 'group' and rank == 0:
             torch.testing.assert_close(weights, train(None, options, norm), rtol=1e-10, atol=1e-12)
+    gkp_stays_the_same_on_all_processes(rank)
     dist.destroy_process_group()
     Path(os.environ['GSA_DONE'] + str(rank)).touch()
 
 
-def test_two_processes_equal_one_when_a_group_is_missing_on_a_rank(tmp_path):
+def test_two_processes_equal_one_when_a_group_is_missing_on_a_rank_and_share_one_bank(tmp_path):
     environment = {
         **os.environ, 'OMP_NUM_THREADS': '1', 'GSA_DONE': str(tmp_path / 'done'),
         'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])}
