@@ -44,6 +44,16 @@ def check_names(args: Namespace) -> None:
         raise ConfigError(f'unknown schedule {args.sched!r}. {nearest_names(args.sched, SCHEDULES)}')
     if args.sampler not in list_samplers():
         raise ConfigError(f'unknown sampler {args.sampler!r}. {nearest_names(args.sampler, list_samplers())}')
+    if args.stage2:
+        from ..two_stage import list_stage2
+        if args.stage2 not in list_stage2():
+            raise ConfigError(f'unknown second stage {args.stage2!r}. {nearest_names(args.stage2, list_stage2())}')
+        if args.stage2_loss and args.stage2_loss not in LOSSES and args.stage2_loss not in TIMM_LOSS_NAMES:
+            known = LOSSES.names() + list(TIMM_LOSS_NAMES)
+            raise ConfigError(f'unknown loss {args.stage2_loss!r}. {nearest_names(args.stage2_loss, known)}')
+        if args.stage2_sampler and args.stage2_sampler not in list_samplers():
+            raise ConfigError(
+                f'unknown sampler {args.stage2_sampler!r}. {nearest_names(args.stage2_sampler, list_samplers())}')
     mixing = args.mixup > 0 or args.cutmix > 0
     if (mixing or args.smoothing > 0) and args.loss in LOSSES and not LOSSES.info(args.loss).soft_targets:
         raise ConfigError(
@@ -181,6 +191,8 @@ def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_p
     kwargs = scheduler_kwargs(args, decreasing_metric=False)
     if args.sched == 'none':
         kwargs |= {'sched': 'constant', 'warmup_epochs': 0}
+    if args.epochs == 0:  # a second stage on a given checkpoint
+        return create_scheduler_v2(optimizer, sched='constant', num_epochs=1)[0], 0
     try:
         scheduler, epochs = create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
     except (AssertionError, ValueError, AttributeError) as e:

@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     g = parser.add_argument_group('data')
     g.add_argument('--data-dir', default=None, metavar='DIR', help='folder of class folders, or root of the dataset')
     g.add_argument('--dataset', default=None, help="timm dataset name ('torch/cifar10', 'hfds/NAME', ...), "
-                   "'timm_lt/digits', or 'list/FILE.txt' with `path label` lines under --data-dir")
+                   "'timm_lt/digits', or 'list/FILE.txt' with `path label` lines under --data-dir ({split} in FILE is "
+                   'replaced by the name of the part)')
     g.add_argument('--train-split', default='train', help='name of the training split')
     g.add_argument('--test-split', default=None, help="split for the final figures; None looks for 'test', then "
                    "'validation'; a dataset without one is split by the script (--test-fraction)")
@@ -139,8 +140,20 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--decay-milestones', type=int, nargs='+', default=[160, 180])
     g.add_argument('--decay-rate', type=float, default=0.1)
 
+    g = parser.add_argument_group('second stage')
+    g.add_argument('--stage2', default=None, help='classifier method after the epochs, see '
+                   'timm_lt.two_stage.list_stage2(); --epochs 0 starts it on the given checkpoint')
+    g.add_argument('--stage2-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V')
+    g.add_argument('--stage2-epochs', type=int, default=None, help="None: the method's")
+    g.add_argument('--stage2-lr', type=float, default=None, help="None: the method's")
+    g.add_argument('--stage2-sampler', default=None, help="None: the method's")
+    g.add_argument('--stage2-loss', default=None, help="None: the method's")
+    g.add_argument('--stage2-cache-features', action=flag, default=None, help='compute features once, without '
+                   'augmentation; None: where the run has none (--no-aug)')
+
     g = parser.add_argument_group('augmentation')
-    g.add_argument('--no-aug', action=flag, default=False)
+    # not a pair of options: --no-aug would be read as the negative of one
+    g.add_argument('--no-aug', action='store_true', help='no augmentation at all')
     g.add_argument('--train-crop-mode', default=None, help="'pad' (4 pixels, then a random crop) or one of timm's; "
                    "None: 'pad' for images that have the network's size, else timm's")
     g.add_argument('--scale', type=float, nargs=2, default=None)
@@ -259,7 +272,7 @@ def _checked_value(action: argparse.Action, value: Any, path: Path) -> Any:
     where = f'config file {path}: {action.dest}'
     if value is None:
         return action.default
-    if isinstance(action, argparse.BooleanOptionalAction):
+    if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
         if not isinstance(value, bool):
             raise ConfigError(f'{where} must be true or false, got {value!r}')
         return value
@@ -288,12 +301,15 @@ def _checked_value(action: argparse.Action, value: Any, path: Path) -> Any:
 def check_args(args: argparse.Namespace) -> None:
     """Raise a ConfigError for numbers that no run can use."""
     least = {
-        'epochs': 1, 'batch_size': 1, 'grad_accum_steps': 1, 'checkpoint_every': 1, 'workers': 0, 'log_interval': 1,
+        'epochs': 0 if args.stage2 else 1, 'batch_size': 1, 'grad_accum_steps': 1, 'checkpoint_every': 1, 'workers': 0,
+        'log_interval': 1,
         'warmup_epochs': 0, 'bootstrap': 0, 'checkpoint_steps': 0, 'cutout': 0,
     }
     for name, low in least.items():
         if getattr(args, name) < low:
             raise ConfigError(f'{_option(name)} must be >= {low}, got {getattr(args, name)}')
+    if args.stage2_epochs is not None and args.stage2_epochs < 1:
+        raise ConfigError(f'--stage2-epochs must be >= 1, got {args.stage2_epochs}')
     if args.imbalance_ratio is not None and not args.imbalance_ratio >= 1:
         raise ConfigError(
             f'--imbalance-ratio is the largest over the smallest class size, so >= 1, got {args.imbalance_ratio}; '
@@ -315,7 +331,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ConfigError('--private and --revision are of --push-to-hub USER/NAME, which is not given')
     if args.warmup_epochs >= args.epochs and args.epochs > 1:
         args.warmup_epochs = args.epochs // 5
-    elif args.epochs == 1:
+    elif args.epochs <= 1:
         args.warmup_epochs = 0
 
 

@@ -153,7 +153,7 @@ def build_loaders(
     augmentation = build_augmentation(args, config, data.train)
     try:
         sampler = create_sampler(
-            args.sampler, data.train.targets, seed=args.seed, **_sampler_options(args))
+            args.sampler, data.train.targets, seed=args.seed, **sampler_options(args))
         train = create_train_loader(
             data.train, sampler, augmentation, args.batch_size, seed=args.seed,
             transform=three_views(augmentation) if args.loss == 'bcl' else None, **where)
@@ -213,7 +213,7 @@ def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> 
         raise ConfigError(f'augmentation: {e}') from e
 
 
-def _sampler_options(args: Namespace) -> dict[str, Any]:
+def sampler_options(args: Namespace) -> dict[str, Any]:
     options = dict(args.sampler_kwargs)
     if args.sampler == 'progressive':
         options.setdefault('num_epochs', args.epochs)

@@ -63,6 +63,9 @@ def run(args: Namespace) -> dict[str, Any]:
     distribution = data.distribution
     rule = split_rule(args.split_rule, distribution)
     model, model_args = build.build_model(args, distribution.num_classes)
+    if args.stage2:
+        from .second_stage import check_stage2
+        check_stage2(args, distribution.counts, model)
     data_config = build.data_config(args, model)
     train_loader, val_loader, test_loader = build_loaders(args, data, data_config, accelerator)
 
@@ -77,7 +80,7 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.log_with:
         accelerator.init_trackers('timm_lt')
     if checkpoint is not None:
-        _load(accelerator, checkpoint)
+        load_checkpoint(accelerator, checkpoint)
         _logger.info('resumed %s at epoch %d', folder.path, trainer.progress.epoch)
     _announce(args, accelerator, data, model, folder)
 
@@ -85,10 +88,15 @@ def run(args: Namespace) -> dict[str, Any]:
     reported_epoch, chosen_by = choose_epoch(trainer, accelerator, folder)
     logits, targets = evaluate(trainer.plain_model, test_loader, accelerator)
     metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
+    exported = trainer.plain_model
+    if args.stage2:
+        metrics, logits, targets, exported = run_second_stage(
+            args, folder, metrics, exported, model_args, data, data_config, rule)
     folder.write_metrics(metrics)
     folder.write_predictions(logits, targets)
     folder.write_report()
-    folder.write_hub(trainer.plain_model, model_args, data_config)
+    if exported is not None:
+        folder.write_hub(exported, model_args, data_config)
     if accelerator.is_main_process:
         sys.stdout.write(summary_table(metrics, folder.path))
     accelerator.wait_for_everyone()
@@ -97,6 +105,38 @@ def run(args: Namespace) -> dict[str, Any]:
         address = push(folder.path, args.push_to_hub, private=args.private or None, revision=args.revision)
         sys.stdout.write(f'on the Hub: {address}\n')
     return metrics
+
+
+def run_second_stage(
+        args: Namespace,
+        folder: RunFolder,
+        first: dict[str, Any],
+        model: nn.Module,
+        model_args: dict[str, Any],
+        data: DataParts,
+        data_config: dict[str, Any],
+        rule: str,
+) -> tuple[dict[str, Any], Tensor, Tensor, nn.Module | None]:
+    """The second stage after the first: metrics of both, its logits and labels, and the model for ``hub/``.
+
+    The model is None where the second stage ends in a head that is no timm model: then ``hub/`` is written here, with
+    the weights and the figures of the first stage.
+    """
+    from ..evaluate import report
+    from .second_stage import run_stage2
+    stage = RunFolder(folder.path / 'stage2', folder.writes)
+    result = run_stage2(args, make_accelerator(args), stage, model, data, data_config, rule)
+    if not result.plain:
+        folder.write_metrics(first)
+        folder.write_hub(result.model, model_args, data_config)
+    figures = dict(report(
+        result.logits, result.targets, data.distribution.counts, split_rule=rule,
+        class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
+    seconds = round(first['wall_seconds'] + result.info['wall_seconds'], 3)
+    metrics = {
+        **first, **figures, 'wall_seconds': seconds, 'stage1': {k: v for k, v in first.items() if k != 'protocol'},
+        'stage2': {**figures, **result.info}}
+    return metrics, result.logits, result.targets, result.model if result.plain else None
 
 
 def make_accelerator(args: Namespace) -> Accelerator:
@@ -158,13 +198,7 @@ def build_trainer(
     scheduler, epochs = build.build_scheduler(args, optimizer, updates)
     torch.manual_seed(args.seed + accelerator.process_index)  # dropout differs between processes, weights did not
 
-    validate = None
-    if val_loader is not None:
-        def validate(trainer: Trainer) -> dict[str, Any]:
-            from ..evaluate import report
-            logits, targets = evaluate(trainer.plain_model, val_loader, accelerator)
-            result = report(logits, targets, distribution.counts, split_rule=rule)
-            return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
+    validate = None if val_loader is None else validation_figures(val_loader, accelerator, distribution, rule)
 
     return Trainer(
         accelerator, model, criterion, optimizer, scheduler, train_loader, splits=distribution.splits(rule),
@@ -174,6 +208,17 @@ def build_trainer(
         callbacks=(*build.build_callbacks(args, criterion, distribution), *callbacks),
         checkpoint_every=args.checkpoint_every, checkpoint_steps=args.checkpoint_steps, log_interval=args.log_interval,
         quiet=args.quiet)
+
+
+def validation_figures(loader: Any, accelerator: Accelerator, distribution: Any, rule: str) -> Any:
+    """What measures a trainer's model on the validation part after an epoch."""
+    def validate(trainer: Trainer) -> dict[str, Any]:
+        from ..evaluate import report
+        logits, targets = evaluate(trainer.plain_model, loader, accelerator)
+        result = report(logits, targets, distribution.counts, split_rule=rule)
+        return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
+
+    return validate
 
 
 def split_rule(rule: str, distribution: Any) -> str:
@@ -208,8 +253,10 @@ def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) 
     """The epoch that is reported: the validation part's best where there is such a part, else the last."""
     if trainer.progress.best:
         epoch = trainer.progress.best['epoch']
-        _load(accelerator, folder.path / 'best')
+        load_checkpoint(accelerator, folder.path / 'best')
         return epoch, 'validation part, top-1'
+    if trainer.epochs == 0:  # the checkpoint that the second stage starts from
+        trainer.save()
     folder.write_best_as_last(trainer.epochs - 1)
     return trainer.epochs - 1, 'nothing: the last epoch'
 
@@ -293,7 +340,8 @@ def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, model:
             args.loss, args.opt, args.sampler, accelerator.num_processes, accelerator.device, folder.path)
 
 
-def _load(accelerator: Accelerator, checkpoint: Path) -> None:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Load all registered state; a checkpoint that cannot be read is a CheckpointError."""
     try:
         accelerator.load_state(str(checkpoint))
     except (OSError, RuntimeError, ValueError, KeyError) as e:

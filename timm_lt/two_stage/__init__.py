@@ -3,10 +3,11 @@
 from typing import Any
 
 from .._registry import STAGE2, call_factory, import_siblings
-from ._base import ScaledClassifier, Stage2Method, classifier_inputs
+from ._base import ScaledClassifier, Stage2Method, batchnorm_layers, classifier_inputs
 
 __all__ = [
-    'ScaledClassifier', 'Stage2Method', 'classifier_inputs', 'create_stage2', 'list_stage2', *import_siblings(__name__)]
+    'ScaledClassifier', 'Stage2Method', 'batchnorm_layers', 'classifier_inputs', 'create_stage2', 'list_stage2',
+    *import_siblings(__name__)]
 
 
 def list_stage2(filter: str = '') -> list[str]:

@@ -1,0 +1,129 @@
+"""The second stage in the training script: every method, resume in either stage, from a given checkpoint."""
+
+import json
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from timm_lt.training import main
+from timm_lt.training.trainer import Trainer
+from timm_lt.two_stage import create_stage2
+
+SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '30', '--imbalance-ratio', '10',
+         '--quiet', '--model', 'resnet20_cifar', '--img-size', '16']
+TIMES = ('wall_seconds', 'images_per_second')
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(output, *args, name='run', epochs=1):
+    arguments = [*SMALL, '--epochs', epochs, '--output', output, '--experiment', name, *args]
+    assert main([str(a) for a in arguments]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return json.loads((output / name / 'metrics.json').read_text())
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+    return value
+
+
+@pytest.fixture(scope='module')
+def first_stage(tmp_path_factory):
+    """Weights of a first stage that other tests start from, so that none trains it again."""
+    output = tmp_path_factory.mktemp('first')
+    metrics = run(output, epochs=2)
+    return output / 'run' / 'hub' / 'model.safetensors', metrics
+
+
+@pytest.mark.parametrize('name, options', [
+    ('crt', []), ('lws', ['--no-aug']), ('mislas', []), ('disalign', []), ('ncm', []),
+    ('ccsam', ['--stage2-kwargs', 'variant=released']), ('tau_norm', ['--val-fraction', '0.2']),
+])
+def test_every_method_runs_on_a_given_checkpoint(tmp_path, first_stage, name, options):
+    checkpoint, first = first_stage
+    epochs = ['--stage2-epochs', '2'] if name not in ('ncm', 'tau_norm') else []
+    metrics = run(tmp_path, '--initial-checkpoint', checkpoint, '--stage2', name, *epochs, *options, epochs=0)
+    assert metrics['stage1']['top1'] == first['top1'] or '--val-fraction' in options
+    assert metrics['stage2']['method'] == name
+    assert metrics['stage2']['top1'] == metrics['top1']
+    cached = name in ('ncm', 'tau_norm') or '--no-aug' in options
+    assert metrics['stage2']['cached_features'] == cached
+    run_folder = tmp_path / 'run'
+    model = timm.create_model(f'local-dir:{run_folder / "hub"}', pretrained=True)
+    plain = load_file(str(run_folder / 'hub' / 'model.safetensors'))
+    start = load_file(str(checkpoint))
+    assert plain.keys() == start.keys() == model.state_dict().keys()
+    moved = {k for k in plain if not torch.equal(plain[k], start[k])}
+    head = {'fc.weight', 'fc.bias'}
+    if name == 'mislas':
+        assert moved > head and all('running' in k or 'tracked' in k for k in moved - head)
+    elif name == 'disalign':
+        assert moved == set()
+        counts = json.loads((run_folder / 'class_distribution.json').read_text())['pos_counts']
+        method = create_stage2('disalign', counts)
+        method.prepare(model)
+        method.load_state_dict(load_file(str(run_folder / 'stage2' / 'head.safetensors')))
+        assert json.loads((run_folder / 'hub' / 'metrics.json').read_text())['top1'] == first['top1']
+    else:
+        assert moved and moved <= head
+
+
+def test_both_stages_in_one_run_and_their_results(tmp_path):
+    metrics = run(tmp_path, '--stage2', 'crt', '--stage2-epochs', '2', '--stage2-lr', '0.05', '--stage2-loss',
+                  'balanced_softmax', '--stage2-sampler', 'square_root')
+    assert metrics['stage1']['epochs'] == 1 and metrics['epochs'] == 1
+    assert metrics['stage2'].items() >= {
+        'method': 'crt', 'epochs': 2, 'lr': 0.05, 'loss': 'balanced_softmax', 'sampler': 'square_root'}.items()
+    assert {'top1', 'many', 'few', 'per_class', 'ece'} <= metrics['stage1'].keys() & metrics['stage2'].keys()
+    rows = (tmp_path / 'run' / 'stage2' / 'summary.csv').read_text().splitlines()
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize('name, stop, options', [
+    ('mislas', 3, ['--val-fraction', '0.2']), ('ccsam', 1, ['--stage2-cache-features'])])
+def test_interrupted_run_resumes_bit_exactly_in_either_stage(tmp_path, monkeypatch, name, stop, options):
+    arguments = ['--stage2', name, '--stage2-epochs', '2', *options]
+    straight = run(tmp_path, *arguments, name='straight', epochs=2)
+    epochs, finish = [], Trainer._finish_epoch
+
+    def interrupted(self, row):
+        finish(self, row)
+        epochs.append(row)
+        if len(epochs) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, '_finish_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *arguments, name='broken', epochs=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Trainer, '_finish_epoch', finish)
+    resumed = run(tmp_path, *arguments, '--resume', 'auto', name='broken', epochs=2)
+    assert without_times(resumed) == without_times(straight)
+    a, b = (load_file(str(tmp_path / n / 'hub' / 'model.safetensors')) for n in ('straight', 'broken'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--stage2', 'mislass'], 'mislas'),
+    (['--stage2', 'crt', '--stage2-kwargs', 'rho=1'], 'rho'),
+    (['--stage2', 'tau_norm'], '--val-fraction'),
+    (['--stage2', 'ncm', '--stage2-epochs', '3'], 'closed form'),
+    (['--stage2', 'mislas', '--stage2-cache-features'], 'cached'),
+    (['--epochs', '0'], '--epochs'),
+    (['--stage2', 'tau_norm', '--stage2-kwargs', 'tau=1', '--cosine-classifier'], 'cosine'),
+    (['--stage2', 'crt', '--stage2-loss', 'las2'], 'las'),
+])
+def test_options_that_do_not_fit_are_refused_before_training(tmp_path, capsys, options, message):
+    arguments = [*SMALL, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run', *options]
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'run' / 'last').exists()
