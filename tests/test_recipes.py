@@ -1,0 +1,152 @@
+"""Every recipe loads strictly, builds what it names, and runs two steps on made data.
+
+Made images of 32x32 pixels stand in for the data; ``resnet20_cifar`` stands in for the network, whose real one is built
+without memory (device ``meta``); batches have 16 images; 8,142 and 1,000 classes become 20.
+"""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from timm.data import Mixup
+
+from timm_lt.data import InMemoryImages
+from timm_lt.hub.card import write_card
+from timm_lt.training import build
+from timm_lt.training.config import METADATA, ConfigError, build_parser, load_config, parse_args, to_yaml
+from timm_lt.training.data import DataParts, build_loaders, gkp_loader
+from timm_lt.training.outputs import RunFolder
+from timm_lt.training.run import build_trainer, make_accelerator
+
+FOLDER = Path(__file__).parents[1] / 'hub_configs'
+RECIPES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.yaml'))
+METHODS = ('ce', 'balanced_softmax', 'ldam_drw', 'gala', 'bcl', 'sam', 'imbsam', 'ssesam', 'ccsam',
+           'gkp_gsa')
+PUBLISHED_CLASSES = {'cifar10': 10, 'cifar100': 100}
+
+
+def options_of(name, *options):
+    return parse_args(['--config', str(FOLDER / name), *options])
+
+
+def made_parts(num_classes):
+    """A long-tailed training set and a balanced test set of noise."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [max(2, 24 // (c + 1)) for c in range(num_classes)]
+
+    def images(per_class):
+        targets = torch.repeat_interleave(torch.arange(num_classes), torch.tensor(per_class))
+        return InMemoryImages(
+            torch.randint(0, 256, (len(targets), 3, 32, 32), generator=generator, dtype=torch.uint8), targets)
+
+    from timm_lt import ClassDistribution
+    train = images(counts)
+    return DataParts(
+        train, None, images([1] * num_classes), ClassDistribution.from_targets(train.targets), 'made', 'none')
+
+
+def test_there_is_a_recipe_for_every_published_method_and_system():
+    names = {Path(r).stem for r in RECIPES}
+    assert {f'{data}-{m}' for data in ('cifar10_lt', 'cifar100_lt') for m in METHODS} <= names
+    systems = ('ccsam', 'gala', 'gkp_gsa', 'ssesam')
+    assert {f'{data}-{s}' for data in ('imagenet_lt', 'places_lt', 'inaturalist2018') for s in systems} <= names
+
+
+@pytest.mark.parametrize('name', [r for r in RECIPES if not r.startswith('base/')])
+def test_recipe_names_source_for_its_figure_and_seed_and_data(name):
+    args = options_of(name)
+    assert args.seed == 0 and args.dataset and args.hub['dataset_name']
+    if args.published:
+        assert args.published['source'] and args.published['top1']
+    else:  # said in the head of the file
+        head = ''.join(line for line in (FOLDER / name).read_text().splitlines() if line.startswith('#'))
+        assert 'none is aimed at' in head or 'not read' in head
+
+
+@pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
+def test_cifar_recipe_changes_its_ratio_by_one_option(name, tmp_path):
+    args = options_of(name, '--imbalance-ratio', '50')
+    plain = options_of(name)
+    assert (args.imbalance_ratio, plain.imbalance_ratio) == (50, 100)
+    differing = {k for k in vars(args) if getattr(args, k) != getattr(plain, k)}
+    assert differing == {'imbalance_ratio'}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_is_echoed_resolved(name, tmp_path):
+    """What ``args.yaml`` of a run holds needs no base file any more and means the same."""
+    args = options_of(name)
+    (tmp_path / 'args.yaml').write_text(to_yaml(args))
+    assert 'base' not in yaml.safe_load(to_yaml(args))
+    again = parse_args(['--config', str(tmp_path / 'args.yaml')])
+    assert {k: v for k, v in vars(again).items() if k not in ('config', *METADATA)} == {
+        k: v for k, v in vars(args).items() if k not in ('config', *METADATA)}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
+    args = options_of(name)
+    build.check_names(args)
+    with torch.device('meta'):
+        timm.create_model(args.model, num_classes=args.num_classes or 10)
+    args.model, args.pretrained, args.batch_size, args.workers, args.quiet = 'resnet20_cifar', False, 16, 0, True
+    data = made_parts(PUBLISHED_CLASSES.get(args.dataset.removeprefix('torch/'), 20))
+    accelerator = make_accelerator(args)
+    torch.manual_seed(0)
+    model, _ = build.build_model(args, data.distribution.num_classes)
+    config = build.data_config(args, model)
+    train_loader, _, _ = build_loaders(args, data, config, accelerator)
+    extra = ()
+    if args.gkp:
+        args.gkp_kwargs = {**args.gkp_kwargs, 'regroup_every': 1}
+        images = gkp_loader(args, data, config, accelerator)
+        extra = (build.build_gkp(args, images, data.distribution, data.distribution.splits('thirds')),)
+    trainer = build_trainer(
+        args, accelerator, RunFolder(tmp_path), model, data, train_loader, None, 'thirds', extra)
+    assert trainer.epochs == args.epochs and isinstance(trainer.mix, Mixup) == (args.mixup > 0)
+    assert trainer.optimizer.param_groups[0]['lr'] > 0
+
+    before = {k: v.clone() for k, v in trainer.plain_model.state_dict().items()}
+    trainer.model.train()
+    for callback in trainer.callbacks:
+        callback.on_train_start(trainer)
+    for epoch in (0, args.epochs - 1):  # what a recipe switches on late is on in the second step
+        trainer._tell_epoch(epoch)
+        for callback in trainer.callbacks:
+            callback.on_epoch_start(trainer, epoch)
+        result, _ = trainer.step(*next(trainer._windows(epoch)))
+        assert torch.isfinite(result.loss) and not result.skipped
+        if epoch == 0:
+            for callback in trainer.callbacks:
+                callback.on_epoch_end(trainer, epoch)
+    after = trainer.plain_model.state_dict()
+    assert all(torch.isfinite(v).all() for v in after.values())
+    assert any(not torch.equal(before[k], v) for k, v in after.items())
+    if args.stage2:
+        from timm_lt.training.second_stage import create_method
+        create_method(args, data.distribution.counts).prepare(trainer.plain_model)
+
+
+def test_recipe_figure_goes_into_the_card(tmp_path):
+    args = options_of('cifar100_lt-gkp_gsa.yaml', '--imbalance-ratio', '10')
+    metrics = {'top1': 40.0, 'seed': 0, 'protocol': {}}
+    write_card(tmp_path, vars(args), metrics, made_parts(10).distribution)
+    text = (tmp_path / 'README.md').read_text()
+    assert 'Top-1 68.7 at imbalance ratio 10' in text and 'datasets:\n- uoft-cs/cifar100' in text
+
+
+def test_readme_names_every_recipe_and_every_own_key():
+    text = (FOLDER / 'README.md').read_text()
+    for name in RECIPES:
+        assert f'`{name.removesuffix(".yaml")}`' in text, name
+    for key in ('base', *METADATA, *(k for keys in METADATA.values() for k in keys)):
+        assert f'`{key}`' in text, key
+
+
+@pytest.mark.parametrize('line, words', [('los: ce', "'loss'"), ('lr: fast', 'float'), ('stage2_kwargs: 3', 'pairs')])
+def test_mistyped_recipe_is_refused(tmp_path, line, words):
+    (tmp_path / 'r.yaml').write_text(f'base: {FOLDER}/base/cifar100_lt.yaml\n{line}\n')
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / 'r.yaml', build_parser())
