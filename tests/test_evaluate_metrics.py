@@ -89,7 +89,9 @@ def test_split_without_a_test_image_is_none_and_untested_classes_are_left_out():
     logits, targets = make()
     keep = targets < 5
     result = report(logits[keep], targets[keep], COUNTS)
-    assert result['few'] is None and result['splits']['few']['classes'] == 3
+    assert result['few'] is None
+    assert result['splits']['few'] == {'classes': 3, 'tested_classes': 0, 'images': 0}
+    assert result['splits']['many'] == {'classes': 2, 'tested_classes': 2, 'images': int((targets < 2).sum())}
     assert result['per_class'][5:] == [None, None, None]
     assert result['balanced_accuracy'] == pytest.approx(np.mean(result['per_class'][:5]))
     predictions = logits[keep].argmax(1)
