@@ -161,6 +161,12 @@ def check_static_graph_is_refused():
         assert 'static_graph' in str(e)
     else:
         raise AssertionError('static_graph was accepted')
+    try:
+        make_optimizer(make_model(), 'sam').attach(DDP(make_model(), static_graph=True))
+    except ValueError as e:
+        assert 'static_graph' in str(e)
+    else:
+        raise AssertionError('static_graph was accepted by attach')
 
 
 def check_fsdp2_through_accelerate_equals_one_process():
@@ -190,6 +196,15 @@ def check_fsdp2_through_accelerate_equals_one_process():
             assert 'local_ascent' in str(e)
         else:
             raise AssertionError('local_ascent was accepted with sharded parameters')
+        # names are those of the sharded parameters, also when the optimizer knew the model before
+        alone = make_model('group')
+        model = copy.deepcopy(alone)
+        single, optimizer = (make_optimizer(m, 'sam', layers='fc*') for m in (alone, model))
+        optimizer.attach(model)
+        model, optimizer = wrap(model, optimizer)
+        optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
+        optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y))
+        close(flat(p.full_tensor() for p in model.parameters()), flat(alone.parameters()), 'layers')
         # more parts than one need a pass each here, and BatchNorm's buffers must not see them
         model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('batch'))
         plain = make_model('batch')

@@ -615,6 +615,10 @@ def test_errors_name_what_is_wrong():
         with pytest.raises(ValueError, match='class_counts has 3 entries'):
             make_optimizer(model, name, class_counts=[30, 20, 1]).step(
                 BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        for counts in (COUNTS[:-1], [*COUNTS, 1]):
+            with pytest.raises(ValueError, match='model gives 6 logits'):
+                make_optimizer(model, name, class_counts=counts).step(
+                    BatchClosure(model, nn.CrossEntropyLoss(), x[y < 5], y[y < 5]))
     with pytest.raises(TypeError, match="no option 'rhoo'. Did you mean 'rho'"):
         create(params, 'sam', rhoo=0.1)
     with pytest.raises(ValueError, match='sharpness-aware itself'):

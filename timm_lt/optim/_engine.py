@@ -3,7 +3,8 @@
 With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k, a step follows ``sum_k grad L_k(theta + eps_k)``; a part with
 ``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs, restores, protects buffers,
 averages over processes, respects the loss scale and keeps state; a method says which parts there are and how each is
-perturbed (``part_weights``, ``radii``, ``perturb``).
+perturbed. A new class-aware method is a subclass with ``class_aware = True``, ``part_weights(labels)`` and ``radii()``,
+and, where its perturbation is not ``rho g / |g|``, ``perturb(parts)``; ``extra_gradient`` adds what no pass gives.
 
 Passes. The first pass gives the gradient of every part that is perturbed, and of the sum of those that are not, from
 one graph. Each perturbed part then passes again at its own weights. Which samples pass with it is a question of
@@ -26,7 +27,7 @@ from ._gradients import Part, class_aware_gradients, whole_batch_gradients
 from ._passes import couples_samples
 from ._tensors import global_norm, scale_
 from ._wrapper import OptimizerWrapper, create_base
-from .closure import BatchClosure, unwrap_model
+from .closure import BatchClosure, check_ddp, unwrap_model
 
 BATCHNORM = ('batch', 'stacked', 'group', 'frozen')
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -58,14 +59,15 @@ class SharpnessAware(OptimizerWrapper):
         batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
             and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
             all parts, each sample under its own part's weights, all normalised together (close for SSE-SAM and GSA,
-            not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only the
-            part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
+            not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
+            the part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
             forward pass need none of this: there only the part's own samples pass, which is exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
     _transient = ('_model', '_names', '_classifier', '_couples', '_staged')
     class_aware = False
+    num_classes: int | None = None  # length of the class counts, compared with the logits
     part_normalizer = 'batch'  # 'part': L_k is the mean over the part's samples instead of their sum / B
 
     def __init__(
@@ -139,7 +141,9 @@ class SharpnessAware(OptimizerWrapper):
 
         A :class:`BatchClosure` does this by itself; a plain closure does not, and then the buffers are not protected.
         """
-        self._model = unwrap_model(model)[0]
+        self._model, ddp, _ = unwrap_model(model)
+        if ddp is not None:
+            check_ddp(ddp)
         self._names = {id(p): name.replace('_orig_mod.', '') for name, p in self._model.named_parameters()}
         self._classifier = None
         if self.layers is not None and 'classifier' in self.layers:
@@ -254,7 +258,8 @@ class SharpnessAware(OptimizerWrapper):
         self._staged = None
         radii = self._radii_now()
         if isinstance(closure, BatchClosure):
-            if self._model is not closure.module:
+            # sharding puts new parameters into the same module
+            if self._model is not closure.module or (closure.sharded and self.layers is not None):
                 self.attach(closure.module)
             if grad_scale is None:
                 grad_scale = closure.grad_scale()
@@ -263,6 +268,8 @@ class SharpnessAware(OptimizerWrapper):
                 loss = self._class_aware_gradients(closure, radii, grad_scale)
             else:
                 loss = self._whole_batch_gradients(closure, radii[0], grad_scale)
+        if isinstance(closure, BatchClosure):
+            self._check_output(closure)
         with torch.no_grad():
             self.extra_gradient(grad_scale)
         self._staged = {'step': self._own['step'] + 1}
@@ -283,6 +290,13 @@ class SharpnessAware(OptimizerWrapper):
                 f'leave the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
         if self.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
             raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
+
+    def _check_output(self, closure: BatchClosure) -> None:
+        logits = closure.output[0]
+        if self.num_classes is not None and logits.ndim == 2 and logits.shape[1] not in (1, self.num_classes):
+            raise ValueError(
+                f'{type(self).__name__}: class_counts has {self.num_classes} entries, but the model gives '
+                f'{logits.shape[1]} logits; pass one count per class')
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group['params'] if p.requires_grad]

@@ -32,6 +32,7 @@ class HeadTail(SharpnessAware):
             **options: Any,
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__)
+        self.num_classes = len(counts)
         self.eta = check_range('eta', eta, 0)
         tail = counts < eta
         self._table = torch.stack([~tail, tail]).double() * torch.tensor([[1.0], [tail_weight]], dtype=torch.float64)

@@ -43,6 +43,14 @@ def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel |
     return model, ddp, compiled
 
 
+def check_ddp(ddp: DistributedDataParallel) -> None:
+    """Raise a ValueError for a DDP wrapper that cannot pass a batch more than once."""
+    if ddp.static_graph:
+        raise ValueError(
+            'DistributedDataParallel(static_graph=True) breaks when a batch is passed more than once; build it with '
+            'static_graph=False')
+
+
 class BatchClosure:
     """The loss of one batch (or of one window of micro-batches) under a model.
 
@@ -109,10 +117,8 @@ class BatchClosure:
         self._check_wrappers()
 
     def _check_wrappers(self) -> None:
-        if self.ddp is not None and self.ddp.static_graph:
-            raise ValueError(
-                'BatchClosure: DistributedDataParallel(static_graph=True) breaks when a batch is passed more than '
-                'once; build it with static_graph=False')
+        if self.ddp is not None:
+            check_ddp(self.ddp)
         if any(type(m).__name__ == 'FullyShardedDataParallel' for m in (self.model, self.module)):
             raise ValueError(
                 'BatchClosure: FullyShardedDataParallel (FSDP1) is not supported; use fully_shard (Accelerate: '

@@ -58,6 +58,7 @@ class FocalSAM(SharpnessAware):
         self.gamma = check_range('gamma', gamma, 0)
         self.sharpness = check_range('sharpness', sharpness, 0)
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        self.num_classes = len(counts)
         self.coefficients = sharpness * (1 - counts / counts.sum()) ** gamma
         super().__init__(params, **options)
 
