@@ -27,6 +27,13 @@ METADATA = {
 DIGITS_DEFAULTS = {'imbalance_ratio': 50.0, 'epochs': 20, 'warmup_epochs': 2, 'hflip': 0.0, 'lr': 0.1}
 
 
+class NegativeFlag(argparse.BooleanOptionalAction):
+    """A flag whose name begins with ``no-``, which argparse would read as the negative of another."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, not option_string.startswith('--no-no-'))
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which option and what is allowed."""
 
@@ -140,6 +147,12 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--decay-milestones', type=int, nargs='+', default=[160, 180])
     g.add_argument('--decay-rate', type=float, default=0.1)
 
+    g = parser.add_argument_group('post-hoc correction')
+    g.add_argument('--posthoc', default=None, help="'rebalance', 'logit_adjust', 'tau_normalize' or 'temperature': "
+                   'kept beside the model, its figures stand beside those without')
+    g.add_argument('--posthoc-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                   help='tau=1.0 (None: chosen on the validation part, 1 without one); rebalance also transductive=True')
+
     g = parser.add_argument_group('second stage')
     g.add_argument('--stage2', default=None, help='classifier method after the epochs, see '
                    'timm_lt.two_stage.list_stage2(); --epochs 0 starts it on the given checkpoint')
@@ -152,8 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
                    'augmentation; None: where the run has none (--no-aug)')
 
     g = parser.add_argument_group('augmentation')
-    # not a pair of options: --no-aug would be read as the negative of one
-    g.add_argument('--no-aug', action='store_true', help='no augmentation at all')
+    g.add_argument('--no-aug', action=NegativeFlag, default=False, help='no augmentation at all')
     g.add_argument('--train-crop-mode', default=None, help="'pad' (4 pixels, then a random crop) or one of timm's; "
                    "None: 'pad' for images that have the network's size, else timm's")
     g.add_argument('--scale', type=float, nargs=2, default=None)
@@ -272,7 +284,7 @@ def _checked_value(action: argparse.Action, value: Any, path: Path) -> Any:
     where = f'config file {path}: {action.dest}'
     if value is None:
         return action.default
-    if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+    if isinstance(action, argparse.BooleanOptionalAction):
         if not isinstance(value, bool):
             raise ConfigError(f'{where} must be true or false, got {value!r}')
         return value
