@@ -16,14 +16,15 @@ from timm_lt.data import InMemoryImages
 from timm_lt.hub.card import write_card
 from timm_lt.training import build
 from timm_lt.training.config import METADATA, ConfigError, build_parser, load_config, parse_args, to_yaml
+from timm_lt.training.correction import check_correction, fit_correction
 from timm_lt.training.data import DataParts, build_loaders, gkp_loader
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.run import build_trainer, make_accelerator
 
 FOLDER = Path(__file__).parents[1] / 'hub_configs'
 RECIPES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.yaml'))
-METHODS = ('ce', 'balanced_softmax', 'ldam_drw', 'gala', 'bcl', 'sam', 'imbsam', 'ssesam', 'ccsam',
-           'gkp_gsa')
+METHODS = ('ce', 'balanced_softmax', 'ldam_drw', 'gala', 'gala_rebalance', 'bcl', 'sam', 'imbsam', 'ssesam',
+           'ccsam', 'gkp_gsa')
 PUBLISHED_CLASSES = {'cifar10': 10, 'cifar100': 100}
 
 
@@ -124,6 +125,10 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     after = trainer.plain_model.state_dict()
     assert all(torch.isfinite(v).all() for v in after.values())
     assert any(not torch.equal(before[k], v) for k, v in after.items())
+    if args.posthoc:
+        check_correction(args)
+        correction, fitted_on = fit_correction(args, trainer.plain_model, data, config, accelerator)
+        assert correction.tau == args.posthoc_kwargs['tau'] and 'test images' in fitted_on
     if args.stage2:
         from timm_lt.training.second_stage import create_method
         create_method(args, data.distribution.counts).prepare(trainer.plain_model)

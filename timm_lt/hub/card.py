@@ -116,15 +116,21 @@ def _results(
     from huggingface_hub import EvalResult
     protocol = metrics.get('protocol', {})
     args = {k: protocol[k] for k in ('test_part', 'epoch_chosen_by', 'split_rule', 'transductive') if k in protocol}
+    args['seed'] = metrics.get('seed')
+    rows = [(metrics, '', args)]
+    if corrected := metrics.get('corrected'):
+        own = {'transductive': 'yes' if corrected['transductive'] else 'no', 'posthoc': corrected['label'],
+               'posthoc_fitted_on': corrected['fitted_on']}
+        rows.append((corrected, f', {corrected["label"]}', args | own))
     return [
         EvalResult(
             task_type='image-classification', task_name='Long-tailed image classification',
             dataset_type=dataset_id or re.sub(r'[^a-z0-9]+', '-', dataset_name.lower()).strip('-'),
             dataset_name=f'{dataset_name}, {_tail(distribution).strip("()")}',
             dataset_split=_split(str(protocol.get('test_part', 'test'))),
-            metric_type='ece' if key == 'ece' else 'accuracy', metric_name=label,
-            metric_value=round(float(metrics[key]), 4), metric_args=args | {'seed': metrics.get('seed')})
-        for key, label in METRICS.items() if metrics.get(key) is not None]
+            metric_type='ece' if key == 'ece' else 'accuracy', metric_name=label + suffix,
+            metric_value=round(float(row[key]), 4), metric_args=row_args)
+        for row, suffix, row_args in rows for key, label in METRICS.items() if row.get(key) is not None]
 
 
 def _split(test_part: str) -> str:
@@ -147,10 +153,15 @@ def _intro(
 
 
 def _results_table(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
-    shown = {label: metrics.get(key) for key, label in METRICS.items()}
-    cells = ['absent' if v is None else f'{v:.2f}' for v in shown.values()]
-    lines = [
-        f'| {" | ".join(shown)} |', f'|{" ---: |" * len(shown)}', f'| {" | ".join(cells)} |', '',
+    rows = [('as trained', metrics)]
+    if corrected := metrics.get('corrected'):
+        rows.append((f'{corrected["label"]} (fitted on {corrected["fitted_on"]})', corrected))
+    lines = [f'| | {" | ".join(METRICS.values())} |', f'| --- |{" ---: |" * len(METRICS)}']
+    for name, row in rows:
+        cells = ['absent' if row.get(key) is None else f'{row[key]:.2f}' for key in METRICS]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
+    lines += [
+        '',
         f'Percent, one run, seed {metrics.get("seed")}. A split without classes is absent.']
     if published := recipe.get('published'):
         figures = ', '.join(

@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--posthoc', default=None, help="'rebalance', 'logit_adjust', 'tau_normalize' or 'temperature': "
                    'kept beside the model, its figures stand beside those without')
     g.add_argument('--posthoc-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-                   help='tau=1.0 (None: chosen on the validation part, 1 without one); rebalance also transductive=True')
+                   help='tau=1.0 (absent: chosen on the validation part, else 1); rebalance also transductive=True')
 
     g = parser.add_argument_group('second stage')
     g.add_argument('--stage2', default=None, help='classifier method after the epochs, see '

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._files import whole_file, write_text
 from ..class_distribution import ClassDistribution
+from ..posthoc import PostHoc
 from .checkpoint import find_checkpoint, replace_folder
 from .config import ConfigError, to_yaml
 
@@ -52,6 +53,9 @@ class RunFolder:
     def write_distribution(self, distribution: ClassDistribution) -> None:
         if self.writes:
             distribution.to_json(self.path / 'class_distribution.json')
+
+    def write_correction(self, correction: PostHoc) -> None:
+        self._text('posthoc.json', json.dumps(json_ready(correction.to_dict()), indent=1) + '\n')
 
     def write_predictions(self, logits: Tensor, targets: Tensor) -> None:
         """``predictions.npz``: ``logits`` (N, C) float32 and ``targets`` (N,) int64 of the final evaluation."""

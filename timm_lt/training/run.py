@@ -19,6 +19,7 @@ from ..hub import HubError, has_token, push
 from . import build
 from .checkpoint import CheckpointError, check_same_configuration
 from .config import ConfigError, parse_args
+from .correction import check_correction, corrected_figures, fit_correction
 from .data import DataParts, build_data, build_loaders, gkp_loader
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer, TrainingError
@@ -51,6 +52,8 @@ def run(args: Namespace) -> dict[str, Any]:
         ConfigError, ImageReadError, CheckpointError, TrainingError, HubError: Each with a message that says what to do.
     """
     build.check_names(args)
+    if args.posthoc:
+        check_correction(args)
     if args.push_to_hub and not has_token():
         _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
     accelerator = make_accelerator(args)
@@ -92,6 +95,10 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.stage2:
         metrics, logits, targets, exported = run_second_stage(
             args, folder, metrics, exported, model_args, data, data_config, rule)
+    if args.posthoc:
+        correction, fitted_on = fit_correction(args, exported, data, data_config, accelerator)
+        folder.write_correction(correction)
+        metrics['corrected'] = corrected_figures(args, correction, fitted_on, logits, targets, data, rule)
     folder.write_metrics(metrics)
     folder.write_predictions(logits, targets)
     folder.write_report()
@@ -314,14 +321,17 @@ def final_metrics(
 def summary_table(metrics: dict[str, Any], folder: Path) -> str:
     """The closing lines: top-1 and splits, and where the outputs are."""
     names = ('top1', 'many', 'medium', 'few', 'ece')
-    cells = ['absent' if metrics.get(n) is None else f'{metrics[n]:.2f}' for n in names]
+    cells = _cells(metrics, names)
     widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
     line = '  '.join
     protocol = metrics['protocol']
+    corrected = metrics.get('corrected')
     return '\n'.join([
         '',
         line(n.rjust(w) for n, w in zip(names, widths)),
         line(c.rjust(w) for c, w in zip(cells, widths)),
+        *([line(c.rjust(w) for c, w in zip(_cells(corrected, names), widths)) + f'  {corrected["label"]}']
+          if corrected else []),
         '',
         f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
         f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
@@ -330,6 +340,10 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         f'outputs: {folder}',
         '',
     ])
+
+
+def _cells(figures: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return ['absent' if figures.get(n) is None else f'{figures[n]:.2f}' for n in names]
 
 
 def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, model: nn.Module, folder: RunFolder) -> None:
