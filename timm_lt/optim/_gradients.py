@@ -78,7 +78,7 @@ def class_aware_gradients(
         return closure.mean_pass()
     zeros = [None] * len(params)
     if not perturbed:
-        (gradients,), _, mean = accumulate(closure, params, rows, [zeros], first=True, subset=False, sync=True)
+        (gradients,), mean = accumulate(closure, params, rows, [zeros], first=True, subset=False, sync=True)
         set_gradients(params, gradients)
         return mean
     coupled = optimizer._couples_samples(closure)
@@ -86,7 +86,7 @@ def class_aware_gradients(
         return stacked_passes(optimizer, closure, params, table, radii, samples, grad_scale)
     # a sample that counts in several parts passes once, with one graph for all of them
     disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
-    gradients, _, mean = accumulate(
+    gradients, mean = accumulate(
         closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled)
     total = gradients.pop(0) if kept else zeros
     if closure.ddp is not None and not optimizer.local_ascent:
@@ -105,7 +105,7 @@ def class_aware_gradients(
             row = [w[part.index] for w in table]
             frozen = running_statistics(closure.module) if optimizer.batchnorm == 'frozen' else nullcontext()
             with weights.perturbed(part.params, part.grads), frozen:
-                (total,), _, _ = accumulate(
+                (total,), _ = accumulate(
                     closure, params, [row], [total], first=False, subset=subset, sync=last and not subset)
     finally:
         buffers.restore()

@@ -25,7 +25,7 @@ def accumulate(
         first: bool,
         subset: bool,
         sync: bool = False,
-) -> tuple[list[Gradients], Tensor, Tensor]:
+) -> tuple[list[Gradients], Tensor]:
     """Gradients of ``(1/N) sum_i w(i) l_i`` for several weightings ``w``, added to ``start``.
 
     Args:
@@ -38,13 +38,12 @@ def accumulate(
         sync: Average over processes with the last backward; for a single weighting.
 
     Returns:
-        The gradients of each weighting, their summed losses, and the mean loss without weights over the samples that
-        passed; both losses detached.
+        The gradients of each weighting, and the mean loss without weights over the samples that passed, detached.
     """
     gradients = [list(row) for row in start]
     if first:
         closure.output = []
-    total, mean = torch.zeros((), device=closure.device), torch.zeros((), device=closure.device)
+    mean = torch.zeros((), device=closure.device)
     # a graph serves several backwards, except where its memory is given back or its parameters are gathered anew
     separate = subset or ((closure.sharded or closure.compiled) and len(rows) > 1)
     for i in range(len(closure.targets)):
@@ -69,12 +68,11 @@ def accumulate(
                 set_gradients(params, gradients[r])
                 closure.backward(loss, retain_graph=not separate and r < len(rows) - 1)
                 gradients[r] = take_gradients(params)
-                total = total + loss.detach()
                 if count:
                     mean = mean + values.detach().sum() / normalizer
             if buffers is not None:
                 buffers.restore()
-    return gradients, total, mean
+    return gradients, mean
 
 
 def set_gradients(params: Sequence[Tensor], gradients: Gradients) -> None:

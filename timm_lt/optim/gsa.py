@@ -254,7 +254,7 @@ class GSA(SharpnessAware):
             return loss
         params = self._params()
         weights = [(w * factors[:, None]).sum(0) for w in table]
-        (gradients,), _, mean = accumulate(
+        (gradients,), mean = accumulate(
             closure, params, [weights], [[None] * len(params)], first=True, subset=False, sync=True)
         set_gradients(params, gradients)
         shares = self._shares(samples)
