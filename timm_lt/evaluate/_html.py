@@ -18,8 +18,9 @@ body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica N
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; margin: 40px 0 12px; padding-bottom: 6px; border-bottom: 2px solid var(--deep); }
 p.lead { color: var(--soft); margin: 0 0 24px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0; }
-.tile { flex: 1 1 98px; background: var(--pale); border-top: 4px solid var(--deep); padding: 10px 14px 12px; }
+.tiles { display: grid; grid-template-columns: repeat(4, 1fr); gap: 12px; margin: 20px 0; }
+@media (max-width: 640px) { .tiles { grid-template-columns: repeat(2, 1fr); } }
+.tile { background: var(--pale); border-top: 4px solid var(--deep); padding: 10px 14px 12px; }
 .tile.medium { border-color: #2f8f9d; } .tile.few { border-color: var(--warm); } .tile.other { border-color: #8b929a; }
 .tile b { display: block; font-size: 25px; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span, .tile small { color: var(--soft); font-size: 12.5px; display: block; }
@@ -105,7 +106,8 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
         'network': m.get('model'),
         'parameters': None if m.get('num_parameters') is None else f"{m['num_parameters']:,}",
         'seed': m.get('seed'), 'split_rule': m['split_rule'],
-        'splits': '; '.join(f"{n}: {s['classes']} classes, {s['images']} test images" for n, s in m['splits'].items()),
+        'splits': '; '.join(
+            f"{n}: {plots.classes_text(s['classes'])}, {s['images']} test images" for n, s in m['splits'].items()),
         'absent_splits': ', '.join(absent) or None,
         'training_images': f"{sum(m['train_images_per_class']):,}, largest class {max(m['train_images_per_class'])}, "
                            f"smallest {min(m['train_images_per_class'])}",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from .._files import whole_file, write_text
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(f'{path}\n')
         else:
             evaluate_checkpoint(build_parser().parse_args(argv))
-    except (ValueError, TypeError, OSError, ImportError) as e:
+    except (ValueError, OSError) as e:
         sys.stderr.write(f'timm_lt.evaluate: error: {e}\n')
         return 2
     return 0
@@ -112,7 +113,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
             'dataset': args.dataset or str(args.data_dir),
             'test_part': f'split {split!r}',
             'class_sizes_from': args.class_stats or 'the checkpoint',
-            'epoch_chosen_by': 'see the recipe of the checkpoint',
+            'epoch_chosen_by': (network.metrics.get('protocol') or {}).get('epoch_chosen_by', 'not known'),
             'bootstrap_seed': args.seed,
         },
     }
@@ -124,7 +125,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
                                            f'cross-entropy, evaluation mode'
     shown = logits if posthoc is None else posthoc(logits)
     folder = Path(args.output or Path('evaluation') / _folder_name(args.checkpoint))
-    _write(folder, metrics, shown, targets, distribution)
+    _write(folder, metrics, shown, targets, distribution, network.recipe)
     sys.stdout.write(summary(metrics, write_report(folder)))
     return metrics
 
@@ -144,7 +145,10 @@ def find_distribution(class_stats: str | None, network: Network) -> ClassDistrib
     else:
         if not Path(class_stats).is_file():
             raise EvaluationError(f'there is no class-stats file {class_stats}')
-        distribution = ClassDistribution.from_json(class_stats)
+        try:
+            distribution = ClassDistribution.from_json(class_stats)
+        except TypeError as e:
+            raise EvaluationError(f'class-stats file {class_stats}: {e}') from e
     if distribution.num_classes != network.num_classes:
         raise EvaluationError(
             f'the class sizes are of {distribution.num_classes} classes, but the network has {network.num_classes}')
@@ -186,11 +190,11 @@ class Data:
 
     def known(self, split: str) -> Any:
         """Images of a part, with the classes of the network."""
-        from ..data import create_dataset, get_class_names
+        from ..data import get_class_names
         name = self.args.dataset
         own = name in ('', 'folder') or name.startswith('list/')
         options = {'class_names': self.class_names} if own and self.class_names else {}
-        dataset = create_dataset(name, self.args.data_dir, split, **options)
+        dataset = self._create(name, self.args.data_dir, split, **options)
         names, classes = get_class_names(dataset), self.network.num_classes
         found = max(len(names) if names else 0, int(dataset.targets.max()) + 1)
         if found > classes or (names and len(names) != classes):
@@ -201,10 +205,18 @@ class Data:
 
     def unknown(self) -> Any:
         """Images of unknown classes."""
-        from ..data import create_dataset, find_split
+        from ..data import find_split
         args = self.args
         split = args.open_set_split or find_split(args.open_set, args.open_set_dir, ('test', 'validation', 'train'))
-        return create_dataset(args.open_set, args.open_set_dir, split or 'train')
+        return self._create(args.open_set, args.open_set_dir, split or 'train')
+
+    @staticmethod
+    def _create(name: str, root: str | None, split: str, **options: Any) -> Any:
+        from ..data import create_dataset
+        try:
+            return create_dataset(name, root, split, **options)
+        except TypeError as e:  # a dataset that only streams
+            raise EvaluationError(str(e)) from e
 
     def loader(self, dataset: Any) -> Any:
         from timm.data import resolve_data_config
@@ -315,11 +327,14 @@ def _write(
         logits: Tensor,
         targets: Tensor,
         distribution: ClassDistribution,
+        recipe: dict[str, Any],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / 'predictions.npz') as temporary, open(temporary, 'wb') as f:
         np.savez_compressed(f, logits=logits.float().numpy(), targets=targets.numpy())
     distribution.to_json(folder / 'class_distribution.json')
+    if recipe:
+        write_text(folder / 'args.yaml', yaml.safe_dump(recipe, sort_keys=False))
     write_text(folder / 'metrics.json', json.dumps(metrics, indent=1, allow_nan=False) + '\n')
 
 

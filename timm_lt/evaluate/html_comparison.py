@@ -72,7 +72,7 @@ def _comparison_table(groups: Sequence[Mapping[str, Any]], tests: Sequence[Mappi
     best = {}
     for key, _ in columns:
         values = [g['merged']['mean'][key] for g in groups if g['merged']['mean'][key] is not None]
-        if values and len(groups) > 1:
+        if len(set(values)) > 1:
             best[key] = min(values) if key == 'ece' else max(values)
     rows = []
     for g, test in zip(groups, tests):

@@ -113,7 +113,7 @@ def _tiles(m: Mapping[str, Any]) -> str:
         kind = key if key in SPLIT_NAMES else 'other'
         if key in SPLIT_NAMES:
             split = m['splits'][key]
-            label = f"{label} · {split['classes']} classes"
+            label = f"{label} · {plots.classes_text(split['classes'])}"
         tiles.append(f"<div class='tile {kind}'><span>{label}</span>{shown}<small>{small}</small></div>")
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 

@@ -29,6 +29,7 @@ class Network:
         class_names: Names of the classes, or None.
         posthoc: Correction of the logits that the checkpoint was chosen with, or None.
         recipe: Options of its run.
+        metrics: Figures of its run.
     """
     model: nn.Module
     name: str
@@ -37,6 +38,7 @@ class Network:
     class_names: list[str] | None = None
     posthoc: Any = None
     recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+    metrics: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -87,7 +89,7 @@ def load_network(
     config = getattr(found.model, 'pretrained_cfg', None) or {}
     return Network(
         found.model, config.get('architecture') or type(found.model).__name__, source, found.distribution,
-        found.class_names, found.posthoc, found.recipe)
+        found.class_names, found.posthoc, found.recipe, found.metrics)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ SPLIT_MARKERS = {'many': 'o', 'medium': 's', 'few': '^'}
 SPLIT_HATCHES = {'many': '', 'medium': '', 'few': '////'}
 RUN_COLORS = ('#17375e', '#d1603d', '#2f8f9d', '#b8a13a', '#7a5195', '#5b6770')
 RUN_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+FLOOR = 1e-3  # smaller losses are drawn as this: on a logarithmic scale they would hide all others
 STYLE = {
     'font.size': 9.0, 'axes.titlesize': 9.5, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
     'axes.labelcolor': INK, 'axes.edgecolor': GREY, 'axes.linewidth': 0.8, 'text.color': INK,
@@ -31,6 +32,11 @@ STYLE = {
     'ytick.labelsize': 8.0, 'legend.frameon': False, 'legend.fontsize': 8.0, 'lines.linewidth': 1.8,
     'hatch.linewidth': 0.6, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100,
 }
+
+
+def classes_text(number: int) -> str:
+    """``'1 class'``, ``'2 classes'``."""
+    return f'{number} class' if number == 1 else f'{number} classes'
 
 
 def styled(draw: Callable) -> Callable:
@@ -73,9 +79,9 @@ def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, An
                 if chosen.any():
                     axes.plot(
                         x[0][chosen], y[chosen], SPLIT_MARKERS[name], color=SPLIT_COLORS[name], ms=5.5, mec='white',
-                        mew=0.6, label=f'{name} ({chosen.sum()} classes)', zorder=3)
+                        mew=0.6, label=f'{name} ({classes_text(chosen.sum())})', zorder=3)
         else:
-            axes.plot(x[0], y, '.', color=RUN_COLORS[k % len(RUN_COLORS)], alpha=0.35, ms=4, mew=0)
+            axes.plot(x[0], y, '.', color=RUN_COLORS[k % len(RUN_COLORS)], alpha=0.5, ms=6, mew=0)
         grid, smooth = _running_mean(x[0], y)
         label = 'running mean' if single else (names[k] if names else f'run {k + 1}')
         color = GREY if single else RUN_COLORS[k % len(RUN_COLORS)]
@@ -342,7 +348,7 @@ def landscape_lines(line: Mapping[str, Any]) -> Any:
     """
     figure, (axes,) = _figure(1, width=5.6, height=3.5)
     ends = []
-    curves = {name: np.maximum(np.array(losses, dtype=float), 1e-6) for name, losses in line['loss'].items()}
+    curves = {name: np.maximum(np.array(losses, dtype=float), FLOOR) for name, losses in line['loss'].items()}
     for name, losses in curves.items():
         color = SPLIT_COLORS.get(name, GREY)
         axes.plot(line['steps'], losses, color=color, marker=SPLIT_MARKERS.get(name), ms=4, mec='white', mew=0.5,
@@ -366,7 +372,7 @@ def landscape_surfaces(surface: Mapping[str, Any]) -> Any:
     """
     splits = list(surface['loss'])
     figure, panels = _figure(len(splits), width=2.9 * len(splits) + 0.9, height=3.2, columns=len(splits), sharey=True)
-    values = {name: np.log10(np.maximum(np.array(surface['loss'][name], dtype=float), 1e-6)) for name in splits}
+    values = {name: np.log10(np.maximum(np.array(surface['loss'][name], dtype=float), FLOOR)) for name in splits}
     finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
     levels = np.linspace(low, high if high > low else low + 1, 14)
@@ -411,7 +417,7 @@ def _running_mean(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _error(result: Mapping[str, Any], name: str, value: float) -> tuple[float, float]:
     if 'std' in result:
         deviation = result['std'].get(name) or 0.0
-        return value - deviation, value + deviation
+        return max(value - deviation, 0.0), min(value + deviation, 100.0)
     found = (result.get('confidence') or {}).get(name)
     return tuple(found) if found else (value, value)
 

@@ -7,6 +7,7 @@ A run folder holds ``metrics.json`` (result of :func:`timm_lt.evaluate.report`, 
 
 import csv
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,10 @@ def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstr
         found: dict[str, Any] = {'how': "Welch's t-test over seeds"}
         for key, _ in FIGURES:
             values = [[r['metrics'].get(key) for r in runs] for runs in (one, two)]
-            if None not in values[0] + values[1]:
-                p = float(ttest_ind(*values, equal_var=False).pvalue)
-                found[key] = None if p != p else p
+            if None not in values[0] + values[1] and max(map(np.ptp, values)) > 0:  # no deviation, nothing to test with
+                with warnings.catch_warnings():
+                    warnings.simplefilter('ignore', RuntimeWarning)  # scipy's, where one side hardly varies
+                    found[key] = float(ttest_ind(*values, equal_var=False).pvalue)
         return found
     a, b = one[0], two[0]
     if a['logits'] is None or b['logits'] is None or not np.array_equal(a['targets'], b['targets']):
