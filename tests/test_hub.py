@@ -335,6 +335,7 @@ def test_pickled_repository_is_refused(scenario):
 
 def test_new_push_removes_a_correction_that_no_longer_holds(scenario):
     files = scenario['server'].repos['me/name']['branches']['main']
+    assert b"'hf-hub:me/name'" in files['README.md']  # the card says how to load this very checkpoint
     assert 'posthoc.json' not in files and 'model.safetensors' in files and '.gitattributes' in files
 
 

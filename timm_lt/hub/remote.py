@@ -97,7 +97,7 @@ def push(
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         remote = api.list_repo_files(repo_id, revision=revision)
-        operations: list[Any] = [CommitOperationAdd(str(f.relative_to(folder)), str(f)) for f in files]
+        operations: list[Any] = [_addition(folder, f, repo_id) for f in files]
         added = {o.path_in_repo for o in operations}
         # what an older push of this package left would be read beside the new weights
         operations += [CommitOperationDelete(f) for f in remote if _is_ours(f) and f not in added]
@@ -153,6 +153,13 @@ def _checked_files(folder: Path) -> list[Path]:
                     f'{file} holds a token of the Hub and was not uploaded. Remove it there, and revoke it if the '
                     f'file was shared')
     return files
+
+
+def _addition(folder: Path, file: Path, repo_id: str) -> CommitOperationAdd:
+    content: str | bytes = str(file)
+    if file.name == 'README.md':
+        content = file.read_text(encoding='utf-8').replace('USER/NAME', repo_id).encode()
+    return CommitOperationAdd(str(file.relative_to(folder)), content)
 
 
 def _is_ours(name: str) -> bool:
