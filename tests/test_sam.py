@@ -638,6 +638,10 @@ def test_errors_name_what_is_wrong():
         make_optimizer(model, 'focalsam', batchnorm='stacked').step(closure)
     with pytest.raises(ValueError, match='batchnorm must be one of'):
         make_optimizer(model, 'sam', batchnorm='exact')
+    for kind in ('FullyShardedDataParallel', 'DeepSpeedEngine'):
+        wrapped = type(kind, (nn.Sequential,), {})(make_model())
+        with pytest.raises(ValueError, match=f'{kind} is not supported; use fully_shard'):
+            BatchClosure(wrapped, nn.CrossEntropyLoss(), x, y)
     with pytest.raises(ValueError, match='same number of micro-batches'):
         BatchClosure(model, nn.CrossEntropyLoss(), [x, x], [y])
 

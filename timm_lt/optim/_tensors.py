@@ -60,7 +60,7 @@ class SavedWeights:
     """Perturbs parameters and gives them their values back, bit for bit.
 
     Args:
-        params: The parameters that may be perturbed; one copy of them is held until :meth:`close`.
+        params: The parameters that may be perturbed; this holds one copy of them.
     """
 
     def __init__(self, params: Sequence[Tensor]) -> None:
@@ -72,10 +72,10 @@ class SavedWeights:
     def perturbed(self, params: Sequence[Tensor], eps: list[Tensor]) -> Iterator[None]:
         """``params + eps`` inside the block; ``eps`` is emptied, so that its memory is free during the pass."""
         where = [self.index[id(p)] for p in params]
-        if where:
-            torch._foreach_add_([self.params[i] for i in where], [local(e) for e in eps])
-        eps.clear()
         try:
+            if where:
+                torch._foreach_add_([self.params[i] for i in where], [local(e) for e in eps])
+            eps.clear()
             yield
         finally:
             # by copying: adding and subtracting would change the last bits, and replicas would drift apart

@@ -119,10 +119,11 @@ class BatchClosure:
     def _check_wrappers(self) -> None:
         if self.ddp is not None:
             check_ddp(self.ddp)
-        if any(type(m).__name__ == 'FullyShardedDataParallel' for m in (self.model, self.module)):
+        kinds = {type(m).__name__ for m in (self.model, self.module)} & {'FullyShardedDataParallel', 'DeepSpeedEngine'}
+        if kinds:
             raise ValueError(
-                'BatchClosure: FullyShardedDataParallel (FSDP1) is not supported; use fully_shard (Accelerate: '
-                'FullyShardedDataParallelPlugin(fsdp_version=2)) or DistributedDataParallel')
+                f'BatchClosure: {kinds.pop()} is not supported; use fully_shard (Accelerate: '
+                f'FullyShardedDataParallelPlugin(fsdp_version=2)) or DistributedDataParallel')
         steps = getattr(self.accelerator, 'gradient_accumulation_steps', 1)
         if steps != 1:
             raise ValueError(
