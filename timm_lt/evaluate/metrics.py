@@ -53,7 +53,8 @@ def report(
         seed: Of the bootstrap.
 
     Returns:
-        ``top1``, ``top5``, ``balanced_accuracy`` (mean of the per-class accuracies), ``many``, ``medium``, ``few`` (the
+        ``top1``, ``top5`` (100 for up to five classes), ``balanced_accuracy`` (mean of the per-class accuracies),
+        ``many``, ``medium``, ``few`` (the
         same mean over a split; None if the split has no class or no test image), ``per_class`` (C entries, None
         without a test image), ``worst_class`` (its accuracy), ``worst_class_index``, ``worst_class_name``,
         ``harmonic_mean``, ``geometric_mean`` (of the per-class accuracies), ``macro_f1`` (over the classes that occur
