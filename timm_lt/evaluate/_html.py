@@ -36,7 +36,8 @@ table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere;
 table.facts td:first-child { width: 230px; color: var(--soft); }
 figure { margin: 20px 0 8px; } figure img { max-width: 100%; height: auto; display: block; }
 figcaption { color: var(--soft); font-size: 13px; max-width: 75ch; margin-top: 4px; }
-.pair { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; } .pair figure { flex: 1 1 320px; min-width: 0; }
+.pair { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
+.pair figure { flex: 1 1 320px; min-width: 0; }
 .pair div { flex: 1 1 380px; } h3 { font-size: 14px; margin: 20px 0 4px; }
 .bar { display: inline-block; height: 9px; background: var(--deep); vertical-align: middle; margin-left: 8px; }
 .number { display: inline-block; width: 44px; text-align: right; }
