@@ -55,7 +55,8 @@ def report(
     Returns:
         ``top1``, ``top5`` (100 for up to five classes), ``balanced_accuracy`` (mean of the per-class accuracies),
         ``many``, ``medium``, ``few`` (the same mean over a split; None if the split has no class or no test image),
-        ``per_class`` (C entries, None without a test image), ``worst_class`` (its accuracy), ``worst_class_index``, ``worst_class_name``,
+        ``per_class`` (C entries, None without a test image), ``worst_class`` (its accuracy),
+        ``worst_class_index``, ``worst_class_name``,
         ``harmonic_mean``, ``geometric_mean`` (of the per-class accuracies), ``macro_f1`` (over the classes that occur
         among targets or predictions), ``ece``, ``ece_many``, ``ece_medium``, ``ece_few`` (15 bins), ``split_confusion``
         (percent of a split's images predicted as a class of each split), ``split_rule``, ``splits`` (classes, classes
