@@ -272,6 +272,43 @@ def test_resume_copies_and_pickles_continue_bit_equal():
         assert_bit_equal(state_of(model), state_of(straight))
 
 
+def test_resume_through_accelerate_is_bit_exact_and_the_schedule_reaches_the_base(tmp_path):
+    def prepared():
+        accelerator = Accelerator(cpu=True)
+        model = make_model()
+        model, optimizer = accelerator.prepare(model, make(model))
+        return accelerator, model, optimizer
+
+    def steps(model, optimizer, first, last):
+        for step in range(first, last):
+            optimizer.param_groups[0]['lr'] = 0.1 / (step + 1)
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), *make_batch(step)))
+
+    accelerator, model, optimizer = prepared()
+    steps(model, optimizer, 0, 3)
+    accelerator.save_state(str(tmp_path))
+    steps(model, optimizer, 3, 5)
+    expected = state_of(model)
+    accelerator, model, optimizer = prepared()
+    accelerator.load_state(str(tmp_path))
+    assert optimizer.optimizer.base.param_groups[0]['lr'] == 0.1 / 3
+    steps(model, optimizer, 3, 5)
+    assert_bit_equal(state_of(model), expected)
+
+
+def test_timm_builds_it_from_a_module_with_its_groups_and_lookahead():
+    model = make_model()
+    for name in ('ccsam', 'lookahead_ccsam'):
+        optimizer = timm.optim.create_optimizer_v2(
+            model, name, lr=0.1, weight_decay=1e-2, class_counts=COUNTS, base='adamw', scale=0.1)
+        assert sorted({g['weight_decay'] for g in optimizer.param_groups}) == [0.0, 1e-2]
+        before = state_of(model)
+        result = optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), *make_batch()))
+        assert torch.isfinite(result.loss)
+        assert not torch.equal(before['fc.weight'], model.fc.weight)
+    assert 'ccsam' in timm.optim.list_optimizers()
+
+
 def scaler_accelerator(**options):
     accelerator = Accelerator(cpu=True)
     accelerator.native_amp = True

@@ -60,6 +60,27 @@ def overflow_on_one_process(rank):
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
+def sharded(setting):
+    """FSDP2 on both processes follows one process with the joint batch."""
+    from test_ccsam import make, make_batch, make_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from timm_lt.optim import BatchClosure
+    setting = dict(setting)
+    model = make_model(norm='group', head=setting.pop('head', 'linear'))
+    mesh, rank = init_device_mesh('cpu', (2,)), dist.get_rank()
+    fully_shard(model.fc, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = make(model, **setting)
+    for step in range(3):
+        x, y = make_batch(step)
+        y[:7] = y[:7].clamp(max=2)
+        x, y = (t[6 * rank:6 * rank + 6] for t in (x, y))
+        optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    return torch.cat([p.detach().full_tensor().flatten() for p in model.parameters()])
+
+
 def run_process():
     dist.init_process_group('gloo')
     rank = dist.get_rank()
@@ -73,6 +94,8 @@ def run_process():
     other = weights.clone()
     dist.broadcast(other, src=0)
     assert torch.equal(weights, other), 'replicas differ with BatchNorm'
+    for setting in ({}, {'head': 'cosine'}):
+        assert torch.allclose(sharded(setting), train(None, setting), rtol=1e-9, atol=1e-11), f'FSDP2: {setting}'
     overflow_on_one_process(rank)
     dist.destroy_process_group()
     Path(os.environ['CCSAM_DONE'] + str(rank)).touch()
