@@ -91,18 +91,25 @@ def run(args: Namespace) -> dict[str, Any]:
     reported_epoch, chosen_by = choose_epoch(trainer, accelerator, folder)
     logits, targets = evaluate(trainer.plain_model, test_loader, accelerator)
     metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
-    exported = trainer.plain_model
+    tested = exported = trainer.plain_model
+    figures_of_exported = metrics
     if args.stage2:
-        metrics, logits, targets, exported = run_second_stage(
-            args, folder, metrics, exported, model_args, data, data_config, rule)
+        second = run_second_stage(args, folder, tested, data, data_config, rule)
+        logits, targets, tested, exported = second.logits, second.targets, second.model, second.exported
+        metrics = metrics_of_both(args, metrics, second, data, rule)
+        if exported is tested:
+            figures_of_exported = metrics
     if args.posthoc:
-        correction, fitted_on = fit_correction(args, exported, data, data_config, accelerator)
+        correction, fitted_on = fit_correction(args, tested, data, data_config, accelerator)
         folder.write_correction(correction)
         metrics['corrected'] = corrected_figures(args, correction, fitted_on, logits, targets, data, rule)
-    folder.write_metrics(metrics)
     folder.write_predictions(logits, targets)
+    if figures_of_exported is not metrics:  # the card of the model must not claim the figures of another head
+        folder.write_metrics(figures_of_exported)
+        folder.write_hub(exported, model_args, data_config)
+    folder.write_metrics(metrics)
     folder.write_report()
-    if exported is not None:
+    if figures_of_exported is metrics:
         folder.write_hub(exported, model_args, data_config)
     if accelerator.is_main_process:
         sys.stdout.write(summary_table(metrics, folder.path))
@@ -117,33 +124,28 @@ def run(args: Namespace) -> dict[str, Any]:
 def run_second_stage(
         args: Namespace,
         folder: RunFolder,
-        first: dict[str, Any],
         model: nn.Module,
-        model_args: dict[str, Any],
         data: DataParts,
         data_config: dict[str, Any],
         rule: str,
-) -> tuple[dict[str, Any], Tensor, Tensor, nn.Module | None]:
-    """The second stage after the first: metrics of both, its logits and labels, and the model for ``hub/``.
-
-    The model is None where the second stage ends in a head that is no timm model: then ``hub/`` is written here, with
-    the weights and the figures of the first stage.
-    """
-    from ..evaluate import report
+) -> Any:
+    """The second stage after the first, see :func:`timm_lt.training.second_stage.run_stage2`; it changes ``model``."""
     from .second_stage import run_stage2
     stage = RunFolder(folder.path / 'stage2', folder.writes)
-    result = run_stage2(args, make_accelerator(args), stage, model, data, data_config, rule)
-    if not result.plain:
-        folder.write_metrics(first)
-        folder.write_hub(result.model, model_args, data_config)
+    return run_stage2(args, make_accelerator(args), stage, model, data, data_config, rule)
+
+
+def metrics_of_both(
+        args: Namespace, first: dict[str, Any], second: Any, data: DataParts, rule: str) -> dict[str, Any]:
+    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name."""
+    from ..evaluate import report
     figures = dict(report(
-        result.logits, result.targets, data.distribution.counts, split_rule=rule,
+        second.logits, second.targets, data.distribution.counts, split_rule=rule,
         class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
-    seconds = round(first['wall_seconds'] + result.info['wall_seconds'], 3)
-    metrics = {
+    seconds = round(first['wall_seconds'] + second.info['wall_seconds'], 3)
+    return {
         **first, **figures, 'wall_seconds': seconds, 'stage1': {k: v for k, v in first.items() if k != 'protocol'},
-        'stage2': {**figures, **result.info}}
-    return metrics, result.logits, result.targets, result.model if result.plain else None
+        'stage2': {**figures, **second.info}}
 
 
 def make_accelerator(args: Namespace) -> Accelerator:
@@ -337,6 +339,8 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
         f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
         f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
+        *([f'second stage {metrics["stage2"]["method"]}; first stage top1 {_cells(metrics["stage1"], ["top1"])[0]}']
+          if 'stage2' in metrics else []),
         f'outputs: {folder}',
         '',
     ])

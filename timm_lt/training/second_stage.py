@@ -41,14 +41,14 @@ class SecondStage:
         logits: Of the test images, (N, C).
         targets: Their labels, (N,).
         model: The model with the method's classifier.
+        exported: The model for ``hub/``: ``model``, or that of the first stage where the head is no plain classifier.
         info: What was done, for ``metrics.json``.
-        plain: The model is a plain timm model again; False: the head stays a module, saved beside the checkpoints.
     """
     logits: Tensor
     targets: Tensor
     model: nn.Module
+    exported: nn.Module
     info: dict[str, Any]
-    plain: bool
 
 
 def create_method(args: Namespace, class_counts: Any) -> Stage2Method:
@@ -167,9 +167,8 @@ def run_stage2(
     info['exported'] = 'plain classifier' if plain else f'{folder.path.name}/{HEAD_FILE}; hub/ holds the first stage'
     if not plain:
         save_head(folder, method)
-        # what the hub folder holds is a model that timm can load
-        model = before
-    return SecondStage(logits, targets, model, info, plain)
+    # what the hub folder holds is a model that timm can load
+    return SecondStage(logits, targets, model, model if plain else before, info)
 
 
 def save_head(folder: RunFolder, method: Stage2Method) -> None:
