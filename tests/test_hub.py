@@ -181,6 +181,12 @@ def test_pickled_weights_are_refused_and_never_executed(run_dir, monkeypatch, fi
     assert not (run_dir / 'exploded').exists()
 
 
+def test_push_refuses_a_pickle_beside_good_weights(run_dir):
+    torch.save({}, run_dir / 'hub' / 'plots' / 'optimizer.pt')
+    with pytest.raises(HubError, match='plots/optimizer.pt, a pickled file'):
+        push(run_dir, 'me/name')
+
+
 def test_changed_weights_are_refused(run_dir):
     path = run_dir / 'hub' / 'model.safetensors'
     content = bytearray(path.read_bytes())
