@@ -276,7 +276,7 @@ def test_stacked_first_pass_equals_exact_gradients_without_coupling():
     params = list(model.parameters())
     ones = [torch.ones(len(y))]
     rows, mean = stacked_gradients(
-        BatchClosure(model, nn.CrossEntropyLoss(), x, y), params, [group], ones, [0, 1, 2], first=True)
+        BatchClosure(model, nn.CrossEntropyLoss(), x, y), params, [group], ones, [0, 1, 2], first=True, kept=[])
     losses = F.cross_entropy(model(x), y, reduction='none')
     torch.testing.assert_close(mean, losses.mean().detach())
     for k, row in enumerate(rows):
@@ -284,37 +284,73 @@ def test_stacked_first_pass_equals_exact_gradients_without_coupling():
         torch.testing.assert_close(row, list(expected))
 
 
-@pytest.mark.parametrize('first', [True, False])
-def test_stacked_batchnorm_normalises_by_the_whole_batch_and_keeps_groups_apart_on_the_first_pass(first):
+def centred(g, hat, std, over):
+    """Gradient of BatchNorm's input, the two means of the formula taken over the samples ``over``."""
+    alone, times = g[over].mean((0, 2, 3), keepdim=True), (g * hat)[over].mean((0, 2, 3), keepdim=True)
+    return (g - alone - hat * times) / std
+
+
+def test_stacked_batchnorm_keeps_groups_apart_on_the_first_pass_and_moves_statistics_on_the_second():
     from timm_lt.optim._stacked import stacked_forward
     m = nn.BatchNorm2d(3).double()
     once = copy.deepcopy(m)
+    kept, rows = {}, (slice(0, 2), slice(2, 6))
+
+    def weights(same):
+        own = [{id(p): torch.randn(3).double().requires_grad_() for p in m.parameters()} for _ in rows]
+        return [own[0], {k: w.detach().clone().requires_grad_() for k, w in own[0].items()}] if same else own
+
+    def moments(x):
+        return x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)
+
     x = torch.randn(6, 3, 2, 2).double()
-    weights = [{id(p): torch.randn(3).double().requires_grad_() for p in m.parameters()} for _ in range(2)]
-    if first:  # one set of weights, but gradients of its own for each slice
-        weights[1] = {key: w.detach().clone().requires_grad_() for key, w in weights[0].items()}
-    mine, theirs, g = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
-    with stacked_forward(m, [2, 4], weights, first):
-        y = m(mine)
-    y.backward(g)
-    once(x)
-    if first:
-        torch.testing.assert_close(m.state_dict(), once.state_dict())
-    mean, std = theirs.mean((0, 2, 3), keepdim=True), (theirs.var((0, 2, 3), correction=0, keepdim=True) + m.eps).sqrt()
-    hat = (theirs - mean) / std
-    rows = (slice(0, 2), slice(2, 6))
-    affine = [[w[id(p)].detach().view(1, 3, 1, 1) for p in (m.weight, m.bias)] for w in weights]
-    expected = torch.cat([hat[r] * weight + bias for r, (weight, bias) in zip(rows, affine)])
-    torch.testing.assert_close(y, expected)
-    expected.backward(g)
-    for r, w, (weight, _) in zip(rows, weights, affine):
-        own = theirs.grad[r]
+    g = torch.randn_like(x)
+    mean, var = moments(x)
+    for first in (True, False):
+        own = weights(same=first)
+        mine = (x if first else x + 0.1 * torch.randn_like(x)).requires_grad_()
+        with stacked_forward(m, [2, 4], own, first, kept):
+            y = m(mine)
+        y.backward(g)
         if first:
-            h, gy = hat.detach()[r], g[r] * weight
-            own = (gy - gy.mean((0, 2, 3), keepdim=True) - h * (gy * h).mean((0, 2, 3), keepdim=True)) / std
-        torch.testing.assert_close(mine.grad[r], own)
-        torch.testing.assert_close(w[id(m.weight)].grad, (g * hat)[r].sum((0, 2, 3)))
-        torch.testing.assert_close(w[id(m.bias)].grad, g[r].sum((0, 2, 3)))
+            once(x)
+            torch.testing.assert_close(m.state_dict(), once.state_dict())
+        hat, gw, std = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x)
+        for r, w in zip(rows, own):
+            m_0, v_0 = moments(x[r])
+            m_k, v_k = moments(mine.detach()[r])
+            std[r] = (var + v_k - v_0 + m.eps).sqrt()
+            hat[r] = (mine.detach()[r] - (mean + m_k - m_0)) / std[r]
+            scale, shift = (w[id(p)].detach().view(1, 3, 1, 1) for p in (m.weight, m.bias))
+            gw[r] = g[r] * scale
+            torch.testing.assert_close(y[r], hat[r] * scale + shift)
+            torch.testing.assert_close(w[id(m.weight)].grad, (g * hat)[r].sum((0, 2, 3)))
+            torch.testing.assert_close(w[id(m.bias)].grad, g[r].sum((0, 2, 3)))
+        for r in rows:
+            expected = centred(gw, hat, std, over=r if first else slice(None))[r]
+            torch.testing.assert_close(mine.grad[r], expected)
+        x.grad = None
+        x = x.detach()
+
+
+def test_stacked_gradient_without_perturbation_is_the_plain_one():
+    from timm_lt.optim._stacked import stacked_gradients
+    model, x, y = problem()
+    params, group, ones, kept = list(model.parameters()), torch.tensor(GROUPS)[y], [torch.ones(len(y))], []
+    closure = BatchClosure(model, nn.CrossEntropyLoss(), x, y)
+    stacked_gradients(closure, params, [group], ones, [0, 1, 2], first=True, kept=kept)
+    nothing = {k: {} for k in range(3)}
+    (total,), _ = stacked_gradients(
+        closure, params, [group], ones, [0, 1, 2], first=False, kept=kept, eps=nothing)
+    plain = torch.autograd.grad(F.cross_entropy(model(x), y), params)
+    torch.testing.assert_close(total, list(plain))
+
+
+def test_stacked_refuses_layers_that_see_other_rows_than_the_batch():
+    from timm_lt.optim._stacked import stacked_forward
+    m = nn.Linear(3, 2)
+    with stacked_forward(m, [2, 4], [{}, {}], True, {}), pytest.raises(ValueError, match='12 rows'):
+        m(torch.randn(12, 3))
 
 
 def test_stacked_points_the_same_way_as_exact():

@@ -583,16 +583,27 @@ def test_stacked_gradient_is_that_of_the_samples_under_their_own_parts_weights()
     optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
     weights = [{k: v.clone().requires_grad_() for k, v in seen[part].items()} for part in (0, 1)]
     masks = [~tail, tail]
+    clean = F.conv2d(x, model.conv.weight, model.conv.bias, padding=1).detach()
+    dims = {'dim': (0, 2, 3), 'keepdim': True}
     hidden = torch.zeros(12, 4, 5, 5, dtype=torch.float64)
     for w, m in zip(weights, masks):
         hidden = hidden.index_put((m,), F.conv2d(x[m], w['conv.weight'], w['conv.bias'], padding=1))
-    mean, var = hidden.mean((0, 2, 3), keepdim=True), hidden.var((0, 2, 3), correction=0, keepdim=True)
-    hidden = (hidden - mean) / (var + 1e-5).sqrt()
+    # statistics: of the whole batch before, moved by what the perturbation did to the part's own samples
+    std, value = torch.zeros_like(hidden), torch.zeros_like(hidden)
+    for m in masks:
+        own, before = hidden.detach()[m], clean[m]
+        mean = clean.mean(**dims) + own.mean(**dims) - before.mean(**dims)
+        var = clean.var(correction=0, **dims) + own.var(correction=0, **dims) - before.var(correction=0, **dims)
+        std[m] = (var + 1e-5).sqrt()
+        value[m] = (own - mean) / std[m]
+    value.requires_grad_()
     loss = 0
     for w, m in zip(weights, masks):
-        z = torch.tanh(hidden[m] * w['norm.weight'][:, None, None] + w['norm.bias'][:, None, None]).mean((2, 3))
+        z = torch.tanh(value[m] * w['norm.weight'][:, None, None] + w['norm.bias'][:, None, None]).mean((2, 3))
         loss = loss + F.cross_entropy(F.linear(z, w['fc.weight'], w['fc.bias']), y[m], reduction='sum') / 12
     loss.backward()
+    g, value = value.grad, value.detach()
+    hidden.backward((g - g.mean(**dims) - value * (g * value).mean(**dims)) / std)
     for k, p in model.named_parameters():
         torch.testing.assert_close(p.grad, weights[0][k].grad + weights[1][k].grad, rtol=1e-9, atol=1e-12)
 

@@ -58,8 +58,8 @@ class SharpnessAware(OptimizerWrapper):
             joint gradient.
         batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
             and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
-            all parts, each sample under its own part's weights, all normalised together (close for SSE-SAM and GSA,
-            not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
+            all parts, each sample under its own part's weights, normalised by estimated statistics of the batch under
+            them (close for SSE-SAM and GSA, not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
             the part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
             forward pass need none of this: there only the part's own samples pass, which is exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).

@@ -128,7 +128,8 @@ def stacked_passes(
             f"use batchnorm='batch'")
     groups, weights = [(w != 0).int().argmax(0) for w in table], [w.sum(0) for w in table]
     present = [k for k, n in enumerate(samples) if n > 0]
-    gradients, mean = stacked_gradients(closure, params, groups, weights, present, first=True)
+    kept: list[dict] = []
+    gradients, mean = stacked_gradients(closure, params, groups, weights, present, first=True, kept=kept)
     if closure.ddp is not None and not optimizer.local_ascent:
         average_over_processes(gradients, params, closure.process_group)
     parts = [
@@ -141,7 +142,7 @@ def stacked_passes(
     eps = {k: {} for k in present}
     eps.update({part.index: {id(p): e for p, e in zip(part.params, part.grads)} for part in parts})
     try:
-        (total,), _ = stacked_gradients(closure, params, groups, weights, present, first=False, eps=eps)
+        (total,), _ = stacked_gradients(closure, params, groups, weights, present, first=False, kept=kept, eps=eps)
     finally:
         buffers.restore()
     if closure.ddp is not None:

@@ -1,16 +1,19 @@
 """One pass of a batch in which the samples of every group meet weights of their own.
 
 A layer with weights works on the slices of a batch sorted by group, each with that group's weights; everything else
-sees one batch. BatchNorm normalises by the statistics of the whole batch. Cost: one pass, however many groups.
+sees one batch. Cost: one pass, however many groups.
 
-Approximate, in two ways. On the first pass (gradients of all groups in one backward) the gradient of a group stays with
-its own samples: BatchNorm's backward is centred within the group, where the exact one reaches every sample of the
-batch. On the second pass (gradient of the sum, exact for this forward) the batch statistics are those of all groups,
-each under its own perturbation, where exactly they would be those of the whole batch under one.
+BatchNorm couples the samples. On the first pass (gradients of all groups in one backward) it normalises by the whole
+batch, and the gradient of a group stays with its own samples: centred within the group, where the exact one reaches
+every sample of the batch. On the second pass the exact statistics of group k would be those of the whole batch under
+its perturbation. They are taken as those of the whole batch on the first pass, moved by what the perturbation did to
+the group's own samples: ``mean + (mean_k' - mean_k)``, and so for the variance. The gradient is centred over the whole
+batch, so that without a perturbation it is the plain one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,60 +28,97 @@ from .closure import BatchClosure
 _aten = torch.ops.aten
 
 
-class _SlicedBatchNorm(torch.autograd.Function):
-    """BatchNorm by the statistics of the whole batch, with an affine map per slice.
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each channel; several times as fast on a CPU as ``torch.var_mean``."""
+    if x.device.type == 'cpu' and x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    if x.device.type in ('cpu', 'cuda'):
+        return _aten.batch_norm_update_stats(x, None, None, 0.0)
+    variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+    return mean, variance
 
-    The gradient is centred within each slice (``apart``) or over the whole batch: the gradient of the forward.
+
+def _affine_map(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x * scale + shift`` by channel, in one pass over x."""
+    scale, shift = scale.to(shift.dtype), shift
+    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, False, 0.0, 0.0)
+
+
+@dataclass
+class _Statistics:
+    """Of one BatchNorm call on the first pass: of the whole batch, and of each slice."""
+    mean: Tensor
+    variance: Tensor
+    slices: list[tuple[Tensor, Tensor]]
+
+
+class _SlicedBatchNorm(torch.autograd.Function):
+    """BatchNorm of slices with given statistics and an affine map each.
+
+    The gradient is centred within each slice (``apart``) or over the whole batch.
     """
 
     @staticmethod
     def forward(
-            ctx: Any, x: Tensor, sizes: tuple[int, ...], running: tuple, eps: float, apart: bool, *affine: Tensor,
+            ctx: Any, x: Tensor, sizes: tuple[int, ...], moments: list[tuple[Tensor, Tensor]], eps: float, apart: bool,
+            *affine: Tensor,
     ) -> Tensor:
-        if x.numel() == x.shape[1]:
-            raise ValueError(f'BatchNorm needs more than one value per channel, got input of shape {tuple(x.shape)}')
-        pairs = list(zip(affine[::2], affine[1::2]))
-        # on the first pass all slices have the same weights; later this gives the statistics
-        weight, bias = pairs[0] if apart else (None, None)
-        y, mean, inverse = torch.native_batch_norm(x, weight, bias, *running[:2], True, running[2], eps)
-        if not apart:
-            variance = inverse.square().reciprocal() - eps
-            for part, out, (weight, bias) in zip(x.split(sizes), y.split(sizes), pairs):
-                out.copy_(F.batch_norm(part, mean, variance, weight, bias, False, 0.0, eps))
-        ctx.save_for_backward(x, mean, inverse, *affine)
-        ctx.sizes, ctx.eps, ctx.apart = sizes, eps, apart
+        if apart:  # on the first pass all slices have the same statistics and weights
+            y = F.batch_norm(x, *moments[0], *affine[:2], False, 0.0, eps)
+        else:
+            y = torch.cat([
+                F.batch_norm(part, mean, variance, weight, bias, False, 0.0, eps)
+                for part, (mean, variance), weight, bias in zip(x.split(sizes), moments, affine[::2], affine[1::2])])
+        ctx.save_for_backward(x, *affine[::2])
+        ctx.sizes, ctx.moments, ctx.eps, ctx.apart = sizes, moments, eps, apart
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        x, mean, inverse, *affine = ctx.saved_tensors
+        x, *weights = ctx.saved_tensors
         grad_x, grads = torch.empty_like(x), []
-        slices = zip(x.split(ctx.sizes), grad.split(ctx.sizes), grad_x.split(ctx.sizes), affine[::2])
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        for part, g, out, weight in slices:
+        inverses = [(variance + ctx.eps).rsqrt() for _, variance in ctx.moments]
+        slices = list(zip(
+            x.split(ctx.sizes), grad.split(ctx.sizes), grad_x.split(ctx.sizes), ctx.moments, inverses, weights))
+        for part, g, out, (mean, _), inverse, weight in slices:
             g_x, g_weight, g_bias = _aten.native_batch_norm_backward(
                 g, part, weight, None, None, mean, inverse, True, ctx.eps, [ctx.apart, True, True])
             grads += [g_weight, g_bias]
             if ctx.apart:
                 out.copy_(g_x)
-            else:
-                torch.mul(g, weight.view(shape), out=out)
         if not ctx.apart:
-            grad_x = _aten.native_batch_norm_backward(
-                grad_x, x, None, None, None, mean, inverse, True, ctx.eps, [True, False, False])[0]
+            count = x.numel() // x.shape[1]
+            # means over the batch of the gradient of the normalised values, alone and times those values
+            alone = sum(w * g for w, g in zip(weights, grads[1::2])) / count
+            times = sum(w * g for w, g in zip(weights, grads[::2])) / count
+            for part, g, out, (mean, _), inverse, weight in slices:
+                slope = -inverse.square() * times
+                torch.add(
+                    _affine_map(g, weight * inverse, torch.zeros_like(inverse)),
+                    _affine_map(part, slope, -inverse * alone - slope * mean), out=out)
         return (grad_x, None, None, None, None, *grads)
 
 
 def _batch_norm(
-        m: _BatchNorm, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool, x: Tensor) -> Tensor:
-    running = (None, None, 0.0)
-    if first and m.track_running_stats and m.running_mean is not None:
-        m.num_batches_tracked.add_(1)
-        momentum = 1.0 / float(m.num_batches_tracked) if m.momentum is None else m.momentum
-        running = (m.running_mean, m.running_var, momentum)
-    one, zero = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+        m: _BatchNorm, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool,
+        kept: list[_Statistics], x: Tensor,
+) -> Tensor:
+    slices = [_moments(part) for part in x.split(sizes)]
+    if first:
+        shares = [n / sum(sizes) for n in sizes]
+        mean = sum(share * mean for share, (mean, _) in zip(shares, slices))
+        variance = sum(share * (v + (each - mean).square()) for share, (each, v) in zip(shares, slices))
+        kept.append(_Statistics(mean, variance, slices))
+        _update_running_statistics(m, mean, variance, x.numel() // x.shape[1])
+        moments = [(mean, variance)] * len(sizes)
+    else:
+        before = kept.pop(0)
+        moments = [
+            (before.mean + (mean - mean_0), torch.maximum(before.variance + (v - v_0), 0.1 * before.variance))
+            for (mean, v), (mean_0, v_0) in zip(slices, before.slices)]
+    one, zero = torch.ones_like(slices[0][0]), torch.zeros_like(slices[0][0])
     affine = [t for w in weights for t in (w.get('weight', one), w.get('bias', zero))]
-    x = _SlicedBatchNorm.apply(x, sizes, running, m.eps, first, *affine)
+    x = _SlicedBatchNorm.apply(x, sizes, moments, m.eps, first, *affine)
     # timm's BatchNorm may carry dropout and an activation
     for name in ('drop', 'act'):
         if isinstance(getattr(m, name, None), nn.Module):
@@ -86,7 +126,23 @@ def _batch_norm(
     return x
 
 
+@torch.no_grad()
+def _update_running_statistics(m: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    if not m.track_running_stats or m.running_mean is None:
+        return
+    if count < 2:
+        raise ValueError('BatchNorm needs more than one value per channel in training mode')
+    m.num_batches_tracked.add_(1)
+    momentum = 1.0 / float(m.num_batches_tracked) if m.momentum is None else m.momentum
+    for running, value in ((m.running_mean, mean), (m.running_var, variance * (count / (count - 1)))):
+        running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
+
+
 def _by_slices(m: nn.Module, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], x: Tensor, *args: Any) -> Any:
+    if x.shape[0] != sum(sizes):
+        raise ValueError(
+            f"batchnorm='stacked' needs layers that see the {sum(sizes)} samples of the batch; {type(m).__name__} got "
+            f"{x.shape[0]} rows (several views of an image, class prototypes). Use batchnorm='batch'")
     parts = x.split(sizes)
     if type(m) is nn.Conv2d:
         return torch.cat([m._conv_forward(p, w['weight'], w.get('bias')) for p, w in zip(parts, weights)])
@@ -107,7 +163,7 @@ def _with_weights(m: nn.Module, weights: dict[str, Tensor], x: Tensor, args: tup
 
 @contextmanager
 def stacked_forward(
-        module: nn.Module, sizes: Sequence[int], weights: Sequence[Mapping[int, Tensor]], first: bool,
+        module: nn.Module, sizes: Sequence[int], weights: Sequence[Mapping[int, Tensor]], first: bool, kept: dict,
 ) -> Iterator[None]:
     """Inside the block slice k of a batch passes ``module`` with ``weights[k]``.
 
@@ -115,7 +171,9 @@ def stacked_forward(
         module: The network.
         sizes: Samples of each slice, each >= 1.
         weights: For each slice the tensors that stand in for parameters, by the parameter's ``id``.
-        first: Whether BatchNorm updates its running statistics and keeps the gradients of slices apart.
+        first: Whether this is the first pass: BatchNorm updates its running statistics, keeps the gradients of slices
+            apart, and fills ``kept``; later passes use that up.
+        kept: Statistics of BatchNorm layers between the passes.
     """
     sizes, patched = tuple(sizes), []
     try:
@@ -133,7 +191,10 @@ def stacked_forward(
             mine = [{n: w.get(id(p), p) for n, p in own.items()} for w in weights]
             if m.__dict__.get('forward') is not None:
                 raise ValueError(f"batchnorm='stacked' found the forward of {name} replaced; use batchnorm='batch'")
-            m.forward = partial(_batch_norm, m, sizes, mine, first) if coupled else partial(_by_slices, m, sizes, mine)
+            if coupled:
+                m.forward = partial(_batch_norm, m, sizes, mine, first, kept.setdefault(name, []))
+            else:
+                m.forward = partial(_by_slices, m, sizes, mine)
             patched.append(m)
         yield
     finally:
@@ -149,6 +210,7 @@ def stacked_gradients(
         present: Sequence[int],
         *,
         first: bool,
+        kept: list[dict],
         eps: Mapping[int, Mapping[int, Tensor]] | None = None,
 ) -> tuple[list[list[Tensor | None]], Tensor]:
     """Gradients of ``(1/N) sum_i w_i l_i`` over the window, by group, or summed where ``eps`` is given.
@@ -160,6 +222,7 @@ def stacked_gradients(
         weights: Per micro-batch the weight of each sample, (B,).
         present: The groups of the joint batch, ascending.
         first: Whether this is the pass whose output and statistics count.
+        kept: An empty list on the first pass, which fills it; the same list on the second.
         eps: Perturbation of each group, by the parameter's ``id``; turned into the perturbed weights, in place.
 
     Returns:
@@ -171,12 +234,15 @@ def stacked_gradients(
         moved = {} if eps is None else eps[k]
         stand_ins[k] = {
             id(p): (moved[id(p)].add_(p.detach()) if id(p) in moved else p.detach()).requires_grad_() for p in params}
+    if first:
+        kept.extend({} for _ in groups)
     losses = []
     for i, group in enumerate(groups):
         order = torch.argsort(group, stable=True)
         here, sizes = group.unique(return_counts=True)
         chosen = [stand_ins[k] for k in here.tolist()]
-        with closure.gradient_sync(False), stacked_forward(closure.module, sizes.tolist(), chosen, first):
+        with closure.gradient_sync(False), stacked_forward(
+                closure.module, sizes.tolist(), chosen, first, kept[i]):
             values = closure.sample_values(i, first, order)
             loss = (values * weights[i][order].to(values.device, values.dtype)).sum()
             closure.backward(loss / closure.normalizer().to(values.dtype))
