@@ -368,13 +368,41 @@ def test_bfloat16_autocast_is_close_to_float32():
     assert all(g.dtype == torch.float32 for g in low.values())
 
 
-def test_compiled_model_gives_the_same():
-    model = make_model(norm='group')
+@pytest.mark.parametrize('layers', ['classifier', 'fc*'])
+def test_compiled_model_gives_the_same_with_one_graph(layers):
+    torch.compiler.reset()
+    model, plain = make_model(), make_model()
+    frames = []
+
+    def backend(graph, inputs):
+        frames.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    ours, theirs = make(model, layers=layers), make(plain, layers=layers)
+    for step in range(3):
+        x, y = make_batch(step)
+        ours.step(BatchClosure(compiled, nn.CrossEntropyLoss(), x, y))
+        theirs.step(BatchClosure(plain, nn.CrossEntropyLoss(), x, y))
+    assert_close(state_of(model), state_of(plain))
+    assert len(frames) == 1
+    assert all(h.value is None for h in model.fc._forward_pre_hooks.values())
+
+
+def test_model_compiled_too_early_is_an_error_that_names_attach():
+    torch.compiler.reset()
+    model = make_model()
+    compiled = torch.compile(model, backend='eager')
     x, y = make_batch()
-    expected, _ = gradient(model, make(model), x, y)
-    optimizer = make(model)
-    optimizer.compute_grads(BatchClosure(torch.compile(model, backend='eager'), nn.CrossEntropyLoss(), x, y))
-    assert_close({k: p.grad for k, p in model.named_parameters()}, expected)
+    compiled(x)
+    with pytest.raises(RuntimeError, match='attach'):
+        make(model).step(BatchClosure(compiled, nn.CrossEntropyLoss(), x, y))
+    torch.compiler.reset()
+    model = make_model()
+    optimizer, compiled = make(model), torch.compile(model, backend='eager')
+    optimizer.attach(compiled)
+    compiled(x)
+    optimizer.step(BatchClosure(compiled, nn.CrossEntropyLoss(), x, y))
 
 
 def test_errors_name_what_is_wrong():

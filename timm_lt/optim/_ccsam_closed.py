@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._capture import captured_inputs
+from .._capture import InputTap, captured_inputs
 from ..losses._base import sample_losses
 from ._tensors import SavedBuffers
 from .closure import BatchClosure
@@ -38,21 +39,30 @@ class ClosedForm:
         self.perturbed_share = perturbed_share
         self.joint = joint
         self._checked = False
+        self.tap: InputTap | None = None
+
+    def watch_compiled(self) -> None:
+        """Have the input of the classifier kept by compiled code; before the model is compiled, at its first call."""
+        if self.tap is None:
+            self.tap = InputTap()
+            self.head.register_forward_pre_hook(self.tap)
 
     def gradients(self, closure: BatchClosure) -> Tensor:
         """Forward and backward of the total loss over the window; returns the clean loss."""
         unmixed = UnmixedClosure(closure)
         closure.output = []
+        if closure.compiled:
+            self.watch_compiled()
         if len(closure.targets) == 1:
             with closure.gradient_sync(True):
-                batch = HeadBatch(self.head, closure, unmixed, 0, first=True, graph=True)
+                batch = HeadBatch(self, closure, unmixed, 0, first=True, graph=True)
                 return self._backward(closure, unmixed, batch, self._perturbations(closure, [batch]))
         # class means are over the window, so that all features are needed before the first perturbed loss
         batches, generators = [], []
         for i in range(len(closure.targets)):
             generators.append(generator_states(closure.device))
             with closure.gradient_sync(False):
-                batches.append(HeadBatch(self.head, closure, unmixed, i, first=True, graph=False))
+                batches.append(HeadBatch(self, closure, unmixed, i, first=True, graph=False))
         perturbations = self._perturbations(closure, batches)
         batches.clear()
         buffers, losses = SavedBuffers(closure.module), []
@@ -60,7 +70,7 @@ class ClosedForm:
             for i, states in enumerate(generators):
                 restore_generators(closure.device, states)  # the same dropout as in the first pass
                 with closure.gradient_sync(i == len(generators) - 1):
-                    batch = HeadBatch(self.head, closure, unmixed, i, first=False, graph=True)
+                    batch = HeadBatch(self, closure, unmixed, i, first=False, graph=True)
                     losses.append(self._backward(closure, unmixed, batch, perturbations))
         finally:
             buffers.restore()
@@ -111,7 +121,7 @@ class HeadBatch:
     """A micro-batch at the classifier: its input, logits, sample losses, and the residuals.
 
     Args:
-        head: The classifier.
+        form: Knows the classifier.
         closure: The batch.
         unmixed: The same with the unmixed labels as targets.
         i: Which micro-batch.
@@ -123,12 +133,19 @@ class HeadBatch:
     """
 
     def __init__(
-            self, head: nn.Module, closure: BatchClosure, unmixed: BatchClosure, i: int, *, first: bool, graph: bool,
+            self, form: ClosedForm, closure: BatchClosure, unmixed: BatchClosure, i: int, *, first: bool, graph: bool,
     ) -> None:
         target, self.labels = closure.targets[i], unmixed.targets[i]
         with closure._forward_context(first):
-            with captured_inputs(head) as inputs, torch.set_grad_enabled(graph):
-                output = closure.model(closure.inputs[i])
+            with captured_inputs(form.head) if form.tap is None else nullcontext() as inputs:
+                with torch.set_grad_enabled(graph):
+                    output = closure.model(closure.inputs[i])
+            if form.tap is not None:
+                inputs = form.tap.take()
+                if not inputs:
+                    raise RuntimeError(
+                        'CCSAM: the model was compiled before this optimizer could see the input of its classifier; '
+                        'call optimizer.attach(model) before the first forward pass of the compiled model')
             if len(inputs) != 1 or inputs[0].ndim != 2 or not isinstance(output, Tensor):
                 raise ValueError(_other_head(closure))
             if first:

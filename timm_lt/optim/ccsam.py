@@ -27,7 +27,7 @@ from ._engine import Part, SharpnessAware
 from ._head_tail import weights_of_classes
 from ._passes import take_gradients
 from ._tensors import DTensor, SavedBuffers, global_norm, scale_
-from .closure import BatchClosure
+from .closure import BatchClosure, unwrap_model
 
 
 @register_optimizer('ccsam', paper='Zhou et al., CVPR 2023', needs=('class_counts',))
@@ -36,8 +36,8 @@ class CCSAM(SharpnessAware):
 
     With the classifier as the perturbed part (the default) a step is one forward and one backward pass: the perturbed
     losses of all classes come in closed form from the features of that forward. A window of several micro-batches takes
-    one forward pass more, because class means are over the whole window. Other layers (and a compiled model) take
-    a backward and a further pass for each class in the batch and hold the gradients of those classes at the same time.
+    one forward pass more, because class means are over the whole window. Other layers take a backward
+    and a further pass for each class in the batch, and hold the gradients of those classes at the same time.
 
     Under mixup (soft targets) the clean loss is that of the soft targets, the perturbed one that of the unmixed labels
     on the mixed images, as published. Under DDP class means are over the joint batch.
@@ -89,6 +89,8 @@ class CCSAM(SharpnessAware):
                         f'CCSAM: class_counts has {len(self.class_counts)} entries, but the model has '
                         f'{head.weight.shape[0]} classes; pass one count per class')
                 self._closed = ClosedForm(head, self._head_perturbations, self.perturbed_share, not self.local_ascent)
+                if unwrap_model(model)[2]:
+                    self._closed.watch_compiled()
 
     def _head_perturbations(self, features: Tensor, residuals: Tensor, labels: Tensor) -> Any:
         head, scale = self._closed.head, self._scale_now
@@ -135,9 +137,7 @@ class CCSAM(SharpnessAware):
         closure.zero_grad()
         if radii[0] == 0:
             return closure.mean_pass()
-        # a compiled forward does not show the input of the classifier
-        if self._closed is not None and not closure.compiled and not (
-                closure.sharded and not isinstance(self._closed.head, nn.Linear)):
+        if self._closed is not None and (isinstance(self._closed.head, nn.Linear) or not closure.sharded):
             self._scale_now = radii[0]
             return self._closed.gradients(closure)
         if self.local_ascent and closure.world_size > 1:
