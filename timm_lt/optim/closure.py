@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -38,9 +39,27 @@ def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel |
             model, ddp = model.module, model
         else:
             break
-    compiled = compiled or any(
-        hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())
-    return model, ddp, compiled
+    return model, ddp, compiled or _has_compiled_parts(model)
+
+
+# walking all modules and parameters at every step would cost more than a launch-bound step can hide
+_flags: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+
+
+def _has_compiled_parts(model: nn.Module) -> bool:
+    flags = _flags.setdefault(model, {})
+    if 'compiled' not in flags:
+        flags['compiled'] = any(
+            hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())
+    return flags['compiled']
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    # a model is sharded before its optimizer exists, so this holds for all of its steps
+    flags = _flags.setdefault(model, {})
+    if 'sharded' not in flags:
+        flags['sharded'] = is_sharded(model)
+    return flags['sharded']
 
 
 def check_ddp(ddp: DistributedDataParallel) -> None:
@@ -111,7 +130,7 @@ class BatchClosure:
         for target, label in zip(self.targets, self._labels):
             if label is not None and label.shape != target.shape[:1]:
                 raise ValueError(f'labels must have shape ({target.shape[0]},), got {tuple(label.shape)}')
-        self.sharded = is_sharded(self.module)
+        self.sharded = _is_sharded(self.module)
         self.output: list[Tensor] = []
         self._normalizer: Tensor | None = None
         self._check_wrappers()

@@ -139,6 +139,7 @@ class Trainer:
         self.checkpoint_steps = checkpoint_steps
         self.log_interval = log_interval
         self.quiet = quiet
+        self._bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.progress = Progress(TrainMeter(splits, accelerator.device))
         self._checkpointed = [self.progress, scheduler, *callbacks]
         if any(True for _ in criterion.buffers()) or any(True for _ in criterion.parameters()):
@@ -213,7 +214,7 @@ class Trainer:
                 progress.updates += 1
                 self.scheduler.step_update(progress.updates)
                 if self.ema is not None:
-                    self.ema.update(accelerator.unwrap_model(self.model, keep_torch_compile=False), progress.updates)
+                    self.ema.update(self._bare_model, progress.updates)
             bar.update(len(inputs))
             if not bar.disable and bar.n % self.log_interval < len(inputs):
                 bar.set_postfix(_short(progress.meter.compute()))
