@@ -115,7 +115,7 @@ def main():
                 optimizer.step()
             return step
         optimizer = make(own, num_groups=groups, **({'variant': 'released'} if kind == 'released' else {
-            'batchnorm': kind} if kind in ('batch', 'stacked', 'group') else {}))
+            'batchnorm': kind} if kind in ('batch', 'exact_ascent', 'stacked', 'group') else {}))
         if kind == 'published':
             base, buffers = timm.optim.create_optimizer_v2(own, 'momentum', lr=0.01, momentum=0.9), {}
             number, samples = optimizer.groups.to(device), optimizer.samples_of_group
@@ -123,15 +123,15 @@ def main():
         return lambda: optimizer.step(closure(own))
 
     print('G     ' + ''.join(f'{name:>12}' for name in (
-        'published', 'released', 'exact', 'stacked', 'group', 'uncoupled', 'penalty', 'plain ms')))
+        'published', 'released', 'exact', 'ex. ascent', 'stacked', 'group', 'uncoupled', 'penalty', 'plain ms')))
     for groups in args.groups:
         functions = {'plain': stepper(True, 'plain')}
-        for kind in ('published', 'released', 'batch', 'stacked', 'group', 'penalty'):
+        for kind in ('published', 'released', 'batch', 'exact_ascent', 'stacked', 'group', 'penalty'):
             functions[kind] = stepper(True, kind, groups)
         result = ratios_in_turns(functions, 'plain', args.rounds)
         uncoupled = ratios_in_turns(
             {'plain': stepper(False, 'plain'), 'gsa': stepper(False, 'uncoupled', groups)}, 'plain', args.rounds)
-        row = [result[k].median for k in ('published', 'released', 'batch', 'stacked', 'group')]
+        row = [result[k].median for k in ('published', 'released', 'batch', 'exact_ascent', 'stacked', 'group')]
         row += [uncoupled['gsa'].median, result['penalty'].median - 1, result['plain'].milliseconds]
         print(f'{groups:<6}' + ''.join(f'{value:>12.3f}' for value in row), flush=True)
 
@@ -144,7 +144,7 @@ def main():
             optimizer.step()
         for groups in [g for g in args.groups if g > 1]:
             for labels in ('long-tailed', 'balanced'):
-                found = {'stacked': [], 'group': [], 'frozen': []}
+                found = {'exact_ascent': [], 'stacked': [], 'group': [], 'frozen': []}
                 for _ in range(2):
                     data = batch() if labels == 'long-tailed' else None
                     if data is None:

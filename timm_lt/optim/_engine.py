@@ -29,7 +29,7 @@ from ._tensors import global_norm, scale_
 from ._wrapper import OptimizerWrapper, create_base
 from .closure import BatchClosure, check_ddp, unwrap_model
 
-BATCHNORM = ('batch', 'stacked', 'group', 'frozen')
+BATCHNORM = ('batch', 'exact_ascent', 'stacked', 'group', 'frozen')
 SCHEDULES = ('constant', 'linear', 'cosine')
 _NORM_EPS = 1e-12
 
@@ -59,7 +59,8 @@ class SharpnessAware(OptimizerWrapper):
         batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
             and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
             all parts, each sample under its own part's weights, normalised by estimated statistics of the batch under
-            them (close for SSE-SAM and GSA, not for ImbSAM). 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
+            them (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
+            parts. 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
             the part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
             forward pass need none of this: there only the part's own samples pass, which is exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).

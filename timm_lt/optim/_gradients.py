@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._passes import accumulate, part_totals, running_statistics, set_gradients, take_gradients
-from ._stacked import stacked_gradients
+from ._stacked import exact_gradients, stacked_gradients
 from ._tensors import SavedBuffers, SavedWeights, average_over_processes
 from .closure import BatchClosure
 
@@ -82,7 +82,7 @@ def class_aware_gradients(
         set_gradients(params, gradients)
         return mean
     coupled = optimizer._couples_samples(closure)
-    if coupled and optimizer.batchnorm == 'stacked' and len(rows) > 1:
+    if coupled and optimizer.batchnorm in ('stacked', 'exact_ascent') and len(rows) > 1:
         return stacked_passes(optimizer, closure, params, table, radii, samples, grad_scale)
     # a sample that counts in several parts passes once, with one graph for all of them
     disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
@@ -121,15 +121,19 @@ def stacked_passes(
 ) -> Tensor:
     """Two passes for any number of parts, each sample under its own part's weights; approximate."""
     if closure.sharded:
-        raise ValueError("batchnorm='stacked' is not possible with sharded parameters; use batchnorm='batch'")
+        raise ValueError(
+            f"batchnorm={optimizer.batchnorm!r} is not possible with sharded parameters; use batchnorm='batch'")
     if any(bool(((w != 0).sum(0) != 1).any()) for w in table):
         raise ValueError(
-            f"batchnorm='stacked' needs every sample in one part; those of {type(optimizer).__name__} share samples, "
-            f"use batchnorm='batch'")
+            f"batchnorm={optimizer.batchnorm!r} needs every sample in one part; those of {type(optimizer).__name__} "
+            f"share samples, use batchnorm='batch'")
     groups, weights = [(w != 0).int().argmax(0) for w in table], [w.sum(0) for w in table]
     present = [k for k, n in enumerate(samples) if n > 0]
     kept: list[dict] = []
-    gradients, mean = stacked_gradients(closure, params, groups, weights, present, first=True, kept=kept)
+    if optimizer.batchnorm == 'exact_ascent':
+        gradients, mean = exact_gradients(closure, params, groups, weights, present, kept)
+    else:
+        gradients, mean = stacked_gradients(closure, params, groups, weights, present, first=True, kept=kept)
     if closure.ddp is not None and not optimizer.local_ascent:
         average_over_processes(gradients, params, closure.process_group)
     parts = [

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ._passes import set_gradients, take_gradients
 from .closure import BatchClosure
 
 _aten = torch.ops.aten
@@ -100,7 +101,7 @@ class _SlicedBatchNorm(torch.autograd.Function):
 
 
 def _batch_norm(
-        m: _BatchNorm, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool,
+        m: _BatchNorm, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool, apart: bool,
         kept: list[_Statistics], x: Tensor,
 ) -> Tensor:
     slices = [_moments(part) for part in x.split(sizes)]
@@ -118,7 +119,7 @@ def _batch_norm(
             for (mean, v), (mean_0, v_0) in zip(slices, before.slices)]
     one, zero = torch.ones_like(slices[0][0]), torch.zeros_like(slices[0][0])
     affine = [t for w in weights for t in (w.get('weight', one), w.get('bias', zero))]
-    x = _SlicedBatchNorm.apply(x, sizes, moments, m.eps, first, *affine)
+    x = _SlicedBatchNorm.apply(x, sizes, moments, m.eps, apart, *affine)
     # timm's BatchNorm may carry dropout and an activation
     for name in ('drop', 'act'):
         if isinstance(getattr(m, name, None), nn.Module):
@@ -164,6 +165,7 @@ def _with_weights(m: nn.Module, weights: dict[str, Tensor], x: Tensor, args: tup
 @contextmanager
 def stacked_forward(
         module: nn.Module, sizes: Sequence[int], weights: Sequence[Mapping[int, Tensor]], first: bool, kept: dict,
+        apart: bool | None = None,
 ) -> Iterator[None]:
     """Inside the block slice k of a batch passes ``module`` with ``weights[k]``.
 
@@ -171,11 +173,12 @@ def stacked_forward(
         module: The network.
         sizes: Samples of each slice, each >= 1.
         weights: For each slice the tensors that stand in for parameters, by the parameter's ``id``.
-        first: Whether this is the first pass: BatchNorm updates its running statistics, keeps the gradients of slices
-            apart, and fills ``kept``; later passes use that up.
+        first: Whether this is the first pass: BatchNorm updates its running statistics and fills ``kept``; later passes
+            use that up.
         kept: Statistics of BatchNorm layers between the passes.
+        apart: Whether BatchNorm keeps the gradients of slices apart; None: on the first pass.
     """
-    sizes, patched = tuple(sizes), []
+    sizes, patched, apart = tuple(sizes), [], first if apart is None else apart
     try:
         for name, m in module.named_modules():
             own = {n: p for n, p in m._parameters.items() if p is not None}
@@ -192,7 +195,7 @@ def stacked_forward(
             if m.__dict__.get('forward') is not None:
                 raise ValueError(f"batchnorm='stacked' found the forward of {name} replaced; use batchnorm='batch'")
             if coupled:
-                m.forward = partial(_batch_norm, m, sizes, mine, first, kept.setdefault(name, []))
+                m.forward = partial(_batch_norm, m, sizes, mine, first, apart, kept.setdefault(name, []))
             else:
                 m.forward = partial(_by_slices, m, sizes, mine)
             patched.append(m)
@@ -250,6 +253,35 @@ def stacked_gradients(
     rows = [[stand_ins[k][id(p)].grad for p in params] for k in present]
     if eps is not None:
         rows = [[_sum([row[i] for row in rows]) for i in range(len(params))]]
+    return rows, sum(losses)
+
+
+def exact_gradients(
+        closure: BatchClosure,
+        params: Sequence[Tensor],
+        groups: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        present: Sequence[int],
+        kept: list[dict],
+) -> tuple[list[list[Tensor | None]], Tensor]:
+    """The first pass of :func:`stacked_gradients` with exact gradients of the groups: a backward for each."""
+    kept.extend({} for _ in groups)
+    rows: list[list[Tensor | None]] = [[None] * len(params) for _ in present]
+    losses = []
+    for i, group in enumerate(groups):
+        order = torch.argsort(group, stable=True)
+        here, sizes = group.unique(return_counts=True)
+        unchanged: list[dict[int, Tensor]] = [{} for _ in here]
+        with closure.gradient_sync(False), stacked_forward(
+                closure.module, sizes.tolist(), unchanged, True, kept[i], apart=False):
+            values = closure.sample_values(i, True, order)
+            terms = values * weights[i][order].to(values.device, values.dtype) / closure.normalizer().to(values.dtype)
+            for k, term in zip(here.tolist(), terms.split(sizes.tolist())):
+                row = present.index(k)
+                set_gradients(params, rows[row])
+                closure.backward(term.sum(), retain_graph=k != int(here[-1]))
+                rows[row] = take_gradients(params)
+            losses.append(values.detach().sum() / closure.normalizer().to(values.dtype))
     return rows, sum(losses)
 
 
