@@ -53,6 +53,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = 
     accelerator.wait_for_everyone()
 
 
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Load all registered state; a checkpoint that cannot be read is a CheckpointError."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, RuntimeError, ValueError, KeyError) as e:
+        raise CheckpointError(
+            f'cannot read the checkpoint {checkpoint}: {e}. Start anew with another --experiment') from e
+
+
 def replace_folder(new: Path, folder: Path) -> None:
     """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
     old = folder.with_name(folder.name + '.old')

@@ -12,6 +12,7 @@ from .._validate import nearest_names
 from ..posthoc import METHODS, PostHoc, choose_tau, fit_temperature
 from .config import ConfigError
 from .data import DataParts, evaluation_loader
+from .evaluation import evaluate
 
 OPTIONS = {
     'rebalance': ('tau', 'transductive', 'floor', 'metric'), 'logit_adjust': ('tau', 'metric'),
@@ -47,7 +48,6 @@ def fit_correction(
 
     tau is the one given; else it is chosen on the validation part; without such a part it is 1, as published.
     """
-    from .run import evaluate
     options = dict(args.posthoc_kwargs)
     chosen = data.validation is not None and 'tau' not in options
     images, fitted_on = (data.train, 'the training images') if data.validation is None else (

@@ -11,16 +11,16 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from torch import Tensor
 
-from .._version import __version__
 from ..data import ImageReadError
 from ..hub import HubError, has_token, push
 from . import build
-from .checkpoint import CheckpointError, check_same_configuration
+from .checkpoint import CheckpointError, check_same_configuration, load_checkpoint
 from .config import ConfigError, parse_args
 from .correction import check_correction, corrected_figures, fit_correction
 from .data import DataParts, build_data, build_loaders, gkp_loader
+from .evaluation import choose_epoch, evaluate, validation_figures
+from .figures import final_metrics, metrics_of_both, split_rule, summary_table
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer, TrainingError
 
@@ -135,19 +135,6 @@ def run_second_stage(
     return run_stage2(args, make_accelerator(args), stage, model, data, data_config, rule)
 
 
-def metrics_of_both(
-        args: Namespace, first: dict[str, Any], second: Any, data: DataParts, rule: str) -> dict[str, Any]:
-    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name."""
-    from ..evaluate import report
-    figures = dict(report(
-        second.logits, second.targets, data.distribution.counts, split_rule=rule,
-        class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
-    seconds = round(first['wall_seconds'] + second.info['wall_seconds'], 3)
-    return {
-        **first, **figures, 'wall_seconds': seconds, 'stage1': {k: v for k, v in first.items() if k != 'protocol'},
-        'stage2': {**figures, **second.info}}
-
-
 def make_accelerator(args: Namespace) -> Accelerator:
     """Accelerate's object; without an accelerator device the CPU is named, so that several processes work there."""
     has_device = torch.accelerator.is_available() if hasattr(torch, 'accelerator') else torch.cuda.is_available()
@@ -219,161 +206,12 @@ def build_trainer(
         quiet=args.quiet)
 
 
-def validation_figures(loader: Any, accelerator: Accelerator, distribution: Any, rule: str) -> Any:
-    """What measures a trainer's model on the validation part after an epoch."""
-    def validate(trainer: Trainer) -> dict[str, Any]:
-        from ..evaluate import report
-        logits, targets = evaluate(trainer.plain_model, loader, accelerator)
-        result = report(logits, targets, distribution.counts, split_rule=rule)
-        return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
-
-    return validate
-
-
-def split_rule(rule: str, distribution: Any) -> str:
-    """'auto' resolved: the usual thresholds where some class has fewer than 20 images, else thirds of the classes."""
-    if rule == 'auto':
-        return 'gt100_lt20' if bool((distribution.counts < 20).any()) else 'thirds'
-    distribution.splits(rule)
-    return rule
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and labels (N,) of a whole split on every process, each image once, in the split's order."""
-    from ..evaluate import gather_predictions
-    was_training = model.training
-    model.eval()
-    logits, targets = [], []
-    for input, target in loader:
-        with accelerator.autocast():
-            logits.append(model(input).float())
-        targets.append(target)
-    model.train(was_training)
-    logits, targets = gather_predictions(logits, targets, accelerator)
-    world = accelerator.num_processes
-    if world > 1:  # process r had images r, r + W, ...
-        order = torch.cat([torch.arange(r, len(targets), world) for r in range(world)]).argsort()
-        logits, targets = logits[order], targets[order]
-    return logits, targets
-
-
-def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int, str]:
-    """The epoch that is reported: the validation part's best where there is such a part, else the last."""
-    if trainer.progress.best:
-        epoch = trainer.progress.best['epoch']
-        load_checkpoint(accelerator, folder.path / 'best')
-        return epoch, 'validation part, top-1'
-    if trainer.epochs == 0:  # the checkpoint that the second stage starts from
-        trainer.save()
-    folder.write_best_as_last(trainer.epochs - 1)
-    return trainer.epochs - 1, 'nothing: the last epoch'
-
-
-def final_metrics(
-        args: Namespace,
-        accelerator: Accelerator,
-        trainer: Trainer,
-        data: DataParts,
-        model: nn.Module,
-        logits: Tensor,
-        targets: Tensor,
-        rule: str,
-        reported_epoch: int,
-        chosen_by: str,
-) -> dict[str, Any]:
-    """What ``metrics.json`` holds: the report, and everything needed to read it."""
-    from ..evaluate import report
-    progress = trainer.progress
-    metrics = dict(report(
-        logits, targets, data.distribution.counts, split_rule=rule, class_names=data.distribution.class_names,
-        bootstrap=args.bootstrap, seed=args.seed))
-    metrics |= {
-        'model': args.model,
-        'num_parameters': sum(p.numel() for p in model.parameters()),
-        'dataset': args.dataset or str(args.data_dir),
-        'imbalance_ratio': data.distribution.imbalance_ratio,
-        'num_train_images': data.distribution.num_samples,
-        'num_test_images': int(targets.numel()),
-        'loss': args.loss,
-        'sampler': args.sampler,
-        'opt': args.opt,
-        'epochs': trainer.epochs,
-        'seed': args.seed,
-        'wall_seconds': round(progress.train_seconds, 3),
-        'images_per_second': round(progress.images / max(progress.train_seconds, 1e-9), 2),
-        'skipped_steps': progress.skipped,
-        'protocol': {
-            'test_part': data.test_part,
-            'validation_part': data.validation_part,
-            'reported_epoch': reported_epoch,
-            'epoch_chosen_by': chosen_by,
-            'weights': 'moving average' if trainer.ema is not None else 'raw',
-            'split_rule': rule,
-            'transductive': 'no',
-            'processes': accelerator.num_processes,
-            'precision': accelerator.mixed_precision,
-            'device': _device_name(accelerator.device),
-            'versions': f'timm_lt {__version__}, timm {_timm_version()}, torch {torch.__version__}',
-        },
-    }
-    return metrics
-
-
-def summary_table(metrics: dict[str, Any], folder: Path) -> str:
-    """The closing lines: top-1 and splits, and where the outputs are."""
-    names = ('top1', 'many', 'medium', 'few', 'ece')
-    cells = _cells(metrics, names)
-    widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
-    line = '  '.join
-    protocol = metrics['protocol']
-    corrected = metrics.get('corrected')
-    return '\n'.join([
-        '',
-        line(n.rjust(w) for n, w in zip(names, widths)),
-        line(c.rjust(w) for c, w in zip(cells, widths)),
-        *([line(c.rjust(w) for c, w in zip(_cells(corrected, names), widths)) + f'  {corrected["label"]}']
-          if corrected else []),
-        '',
-        f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
-        f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
-        f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
-        f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
-        *([f'second stage {metrics["stage2"]["method"]}; first stage top1 {_cells(metrics["stage1"], ["top1"])[0]}']
-          if 'stage2' in metrics else []),
-        f'outputs: {folder}',
-        '',
-    ])
-
-
-def _cells(figures: dict[str, Any], names: Sequence[str]) -> list[str]:
-    return ['absent' if figures.get(n) is None else f'{figures[n]:.2f}' for n in names]
-
-
 def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, model: nn.Module, folder: RunFolder) -> None:
     if accelerator.is_main_process:
         _logger.info(
             '%s: %s\n%s, %d parameters; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
             args.dataset or args.data_dir, data.distribution, args.model, sum(p.numel() for p in model.parameters()),
             args.loss, args.opt, args.sampler, accelerator.num_processes, accelerator.device, folder.path)
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Load all registered state; a checkpoint that cannot be read is a CheckpointError."""
-    try:
-        accelerator.load_state(str(checkpoint))
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
-        raise CheckpointError(
-            f'cannot read the checkpoint {checkpoint}: {e}. Start anew with another --experiment') from e
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
-
-
-def _timm_version() -> str:
-    import timm
-    return timm.__version__
 
 
 __all__ = ['default_experiment', 'evaluate', 'main', 'run']

@@ -22,9 +22,10 @@ from ..optim import StepResult
 from ..samplers import create_sampler
 from ..two_stage import Stage2Method, batchnorm_layers, classifier_inputs, create_stage2
 from . import build
-from .checkpoint import find_checkpoint
+from .checkpoint import find_checkpoint, load_checkpoint
 from .config import ConfigError
 from .data import DataParts, build_loaders, evaluation_loader, sampler_options
+from .evaluation import choose_epoch, evaluate, validation_figures
 from .outputs import RunFolder
 from .trainer import Callback, Trainer
 
@@ -122,7 +123,6 @@ def run_stage2(
         data_config: timm's data configuration of the model.
         rule: Rule of the many / medium / few split.
     """
-    from .run import choose_epoch, evaluate, load_checkpoint
     set_seed(args.seed)
     before = copy.deepcopy(model)
     method = _prepared(args, data.distribution.counts, model)
@@ -337,7 +337,6 @@ def build_stage2_trainer(
 
     validate = None
     if val_loader is not None:
-        from .run import validation_figures
         validate = validation_figures(val_loader, accelerator, distribution, rule)
     return Stage2Trainer(
         accelerator, prepared, criterion, optimizer, scheduler, loader, splits=distribution.splits(rule), epochs=epochs,

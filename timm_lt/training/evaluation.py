@@ -1,0 +1,61 @@
+"""Figures of a trained model, and the epoch that is reported."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..class_distribution import ClassDistribution
+from ..evaluate import gather_predictions, report
+from .checkpoint import load_checkpoint
+from .outputs import RunFolder
+from .trainer import Trainer
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and labels (N,) of a whole split on every process, each image once, in the split's order."""
+    was_training = model.training
+    model.eval()
+    logits, targets = [], []
+    for input, target in loader:
+        with accelerator.autocast():
+            logits.append(model(input).float())
+        targets.append(target)
+    model.train(was_training)
+    logits, targets = gather_predictions(logits, targets, accelerator)
+    world = accelerator.num_processes
+    if world > 1:  # process r had images r, r + W, ...
+        order = torch.cat([torch.arange(r, len(targets), world) for r in range(world)]).argsort()
+        logits, targets = logits[order], targets[order]
+    return logits, targets
+
+
+def validation_figures(
+        loader: Any,
+        accelerator: Accelerator,
+        distribution: ClassDistribution,
+        rule: str,
+) -> Callable[[Trainer], dict[str, Any]]:
+    """What measures a trainer's model on the validation part after an epoch."""
+    def validate(trainer: Trainer) -> dict[str, Any]:
+        logits, targets = evaluate(trainer.plain_model, loader, accelerator)
+        result = report(logits, targets, distribution.counts, split_rule=rule)
+        return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
+
+    return validate
+
+
+def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int, str]:
+    """The epoch that is reported: the validation part's best where there is such a part, else the last."""
+    if trainer.progress.best:
+        epoch = trainer.progress.best['epoch']
+        load_checkpoint(accelerator, folder.path / 'best')
+        return epoch, 'validation part, top-1'
+    if trainer.epochs == 0:  # the checkpoint that the second stage starts from
+        trainer.save()
+    folder.write_best_as_last(trainer.epochs - 1)
+    return trainer.epochs - 1, 'nothing: the last epoch'

@@ -1,0 +1,121 @@
+"""What ``metrics.json`` and the closing lines of a run say."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from torch import Tensor
+
+from .._version import __version__
+from ..class_distribution import ClassDistribution
+from ..evaluate import report
+from .data import DataParts
+from .trainer import Trainer
+
+
+def split_rule(rule: str, distribution: ClassDistribution) -> str:
+    """'auto' resolved: the usual thresholds where some class has fewer than 20 images, else thirds of the classes."""
+    if rule == 'auto':
+        return 'gt100_lt20' if bool((distribution.counts < 20).any()) else 'thirds'
+    distribution.splits(rule)
+    return rule
+
+
+def final_metrics(
+        args: Namespace,
+        accelerator: Accelerator,
+        trainer: Trainer,
+        data: DataParts,
+        model: nn.Module,
+        logits: Tensor,
+        targets: Tensor,
+        rule: str,
+        reported_epoch: int,
+        chosen_by: str,
+) -> dict[str, Any]:
+    """What ``metrics.json`` holds: the report, and everything needed to read it."""
+    progress = trainer.progress
+    metrics = dict(report(
+        logits, targets, data.distribution.counts, split_rule=rule, class_names=data.distribution.class_names,
+        bootstrap=args.bootstrap, seed=args.seed))
+    metrics |= {
+        'model': args.model,
+        'num_parameters': sum(p.numel() for p in model.parameters()),
+        'dataset': args.dataset or str(args.data_dir),
+        'imbalance_ratio': data.distribution.imbalance_ratio,
+        'num_train_images': data.distribution.num_samples,
+        'num_test_images': int(targets.numel()),
+        'loss': args.loss,
+        'sampler': args.sampler,
+        'opt': args.opt,
+        'epochs': trainer.epochs,
+        'seed': args.seed,
+        'wall_seconds': round(progress.train_seconds, 3),
+        'images_per_second': round(progress.images / max(progress.train_seconds, 1e-9), 2),
+        'skipped_steps': progress.skipped,
+        'protocol': {
+            'test_part': data.test_part,
+            'validation_part': data.validation_part,
+            'reported_epoch': reported_epoch,
+            'epoch_chosen_by': chosen_by,
+            'weights': 'moving average' if trainer.ema is not None else 'raw',
+            'split_rule': rule,
+            'transductive': 'no',
+            'processes': accelerator.num_processes,
+            'precision': accelerator.mixed_precision,
+            'device': _device_name(accelerator.device),
+            'versions': f'timm_lt {__version__}, timm {timm.__version__}, torch {torch.__version__}',
+        },
+    }
+    return metrics
+
+
+def metrics_of_both(
+        args: Namespace, first: dict[str, Any], second: Any, data: DataParts, rule: str) -> dict[str, Any]:
+    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name."""
+    figures = dict(report(
+        second.logits, second.targets, data.distribution.counts, split_rule=rule,
+        class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
+    seconds = round(first['wall_seconds'] + second.info['wall_seconds'], 3)
+    return {
+        **first, **figures, 'wall_seconds': seconds, 'stage1': {k: v for k, v in first.items() if k != 'protocol'},
+        'stage2': {**figures, **second.info}}
+
+
+def summary_table(metrics: dict[str, Any], folder: Path) -> str:
+    """The closing lines: top-1 and splits, and where the outputs are."""
+    names = ('top1', 'many', 'medium', 'few', 'ece')
+    cells = _cells(metrics, names)
+    widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
+    line = '  '.join
+    protocol = metrics['protocol']
+    corrected = metrics.get('corrected')
+    return '\n'.join([
+        '',
+        line(n.rjust(w) for n, w in zip(names, widths)),
+        line(c.rjust(w) for c, w in zip(cells, widths)),
+        *([line(c.rjust(w) for c, w in zip(_cells(corrected, names), widths)) + f'  {corrected["label"]}']
+          if corrected else []),
+        '',
+        f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
+        f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
+        f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
+        f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
+        *([f'second stage {metrics["stage2"]["method"]}; first stage top1 {_cells(metrics["stage1"], ["top1"])[0]}']
+          if 'stage2' in metrics else []),
+        f'outputs: {folder}',
+        '',
+    ])
+
+
+def _cells(figures: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return ['absent' if figures.get(n) is None else f'{figures[n]:.2f}' for n in names]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
