@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.func import functional_call
 
+import timm_lt
 from timm_lt.losses import LongTailLoss
 from timm_lt.optim import BatchClosure, optimizer_step
 
@@ -672,3 +673,18 @@ def test_step_after_a_plain_backward_is_a_plain_step_with_one_warning():
             else:
                 o.step()
     assert_bit_equal(model.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize('name', ['imbsam', 'ssesam'])
+def test_a_loss_that_couples_samples_sees_the_whole_batch_in_every_pass(name):
+    model = make_model('group')
+    x, y = make_batch(12, labels=[0, 1, 3, 4])
+    sizes = []
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    criterion = timm_lt.create_loss('lade', class_counts=COUNTS)
+    optimizer = make_optimizer(model, name)
+    optimizer_step(optimizer, BatchClosure(model, criterion, x, y))
+    assert set(sizes) == {12}
+    optimizer = make_optimizer(model, name, batchnorm='group')
+    with pytest.raises(ValueError, match='depends on its whole batch'):
+        optimizer_step(optimizer, BatchClosure(model, criterion, x, y))

@@ -55,6 +55,7 @@ class LongTailLoss(nn.Module):
     soft_targets = True
     takes_class_weight = True
     takes_views = False  # True: takes the output of a three-view network, not plain logits
+    couples_samples = False  # True: the value of a sample depends on the batch that it is in
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
 
     def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:

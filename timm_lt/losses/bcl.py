@@ -87,6 +87,7 @@ class BCLLoss(LongTailLoss):
     soft_targets = False
     takes_class_weight = False
     takes_views = True
+    couples_samples = True
 
     def __init__(
             self,

@@ -72,6 +72,7 @@ class LADELoss(LongTailLoss):
     """
 
     soft_targets = False
+    couples_samples = True
 
     def __init__(
             self,

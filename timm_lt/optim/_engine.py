@@ -321,6 +321,12 @@ class SharpnessAware(OptimizerWrapper):
 
     def _couples_samples(self, closure: BatchClosure) -> bool:
         """Whether the whole batch has to pass for the loss of a part of it."""
+        if getattr(closure.criterion, 'couples_samples', False):
+            if self.batchnorm != 'batch':
+                raise ValueError(
+                    f'batchnorm={self.batchnorm!r} passes parts of a batch, but the loss of a sample under '
+                    f"{type(closure.criterion).__name__} depends on its whole batch; use batchnorm='batch'")
+            return True
         if closure.sharded or closure.compiled:
             # all processes gather the parameters together; another batch size would compile another graph
             return True
