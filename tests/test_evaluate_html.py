@@ -183,3 +183,11 @@ def test_split_colors_keep_their_order_in_grey():
     from matplotlib.colors import to_rgb
     grey = [np.dot(to_rgb(plots.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
     assert grey[1] - grey[0] > 0.2 and grey[2] - grey[1] > 0.15
+
+
+@pytest.mark.parametrize('prefix', ['train_', 'val_'])
+def test_curves_show_the_columns_that_the_training_script_writes(prefix):
+    rows = [{'epoch': float(e), f'{prefix}top1': 10.0 * e, f'{prefix}many': 20.0 * e} for e in range(3)]
+    accuracy = plots.training_curves(rows).axes[1]
+    assert [list(line.get_ydata()) for line in accuracy.lines[:2]] == [[0, 10, 20], [0, 20, 40]]
+    assert len(plots.compare_curves([rows, rows], ['a', 'b']).axes[0].lines) == 2

@@ -271,8 +271,9 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
     if left.get_legend_handles_labels()[0]:
         left.legend(loc='upper right')
     ends = []
+    prefix, part = _measured_part([rows])
     for name in ('top1', *SPLIT_NAMES):
-        x, y = _column(rows, name)
+        x, y = _column(rows, prefix + name)
         if not len(x):
             continue
         color = SPLIT_COLORS.get(name, INK)
@@ -280,7 +281,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
                    marker=SPLIT_MARKERS.get(name), ms=4.5, mec='white', mew=0.5, markevery=max(1, len(x) // 8))
         ends.append((y[-1], x[-1], name, color))
     _label_ends(right, ends)
-    right.set(xlabel='epoch', ylabel='accuracy [%]', title='Accuracy')
+    right.set(xlabel='epoch', ylabel='accuracy [%]', title=f'Accuracy{part}')
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
@@ -322,18 +323,19 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
 
 @styled
 def compare_curves(summaries: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Any:
-    """Top-1 and few-shot accuracy over the epochs of several runs."""
+    """Top-1 and split accuracies over the epochs of several runs."""
     figure, panels = _figure(4, width=10.4, height=2.8, columns=4)
+    prefix, part = _measured_part(summaries)
     for axes, key in zip(panels, ('top1', *SPLIT_NAMES)):
         for k, (rows, name) in enumerate(zip(summaries, names)):
-            x, y = _column(rows, key)
+            x, y = _column(rows, prefix + key)
             if len(x):
                 axes.plot(x, y, color=RUN_COLORS[k % len(RUN_COLORS)], ls=RUN_LINES[k % len(RUN_LINES)], label=name)
         axes.set(xlabel='epoch', title='top-1' if key == 'top1' else key)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if not axes.lines:
             axes.text(0.5, 0.5, 'absent', transform=axes.transAxes, ha='center', color=GREY, style='italic')
-    panels[0].set_ylabel('accuracy [%]')
+    panels[0].set_ylabel(f'accuracy [%]{part}')
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=min(4, max(1, len(labels))))
     return figure
@@ -420,6 +422,17 @@ def _error(result: Mapping[str, Any], name: str, value: float) -> tuple[float, f
         return max(value - deviation, 0.0), min(value + deviation, 100.0)
     found = (result.get('confidence') or {}).get(name)
     return tuple(found) if found else (value, value)
+
+
+def _measured_part(summaries: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[str, str]:
+    """Prefix of the accuracies that all runs have in ``summary.csv``, and the words for it.
+
+    A validation part where all runs have one, else the batches of training; the test part is not read before the end.
+    """
+    for prefix, part in (('val_', ', validation part'), ('train_', ', training batches')):
+        if all(len(_column(rows, prefix + 'top1')[0]) for rows in summaries):
+            return prefix, part
+    return '', ''
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
