@@ -22,6 +22,7 @@ from test_sam import (
 )
 from test_sam_amp import Overflowing
 from torch.nn.parallel import DistributedDataParallel as DDP
+from worker import leave
 
 from timm_lt.optim import BatchClosure, optimizer_step
 
@@ -225,7 +226,7 @@ def main():
         if dist.get_rank() == 0:
             sys.stdout.write(f'passed {name}\n')
             sys.stdout.flush()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import timm_lt
 from timm_lt._registry import LOSSES, OPTIMIZERS, SAMPLERS, STAGE2
 
@@ -19,10 +20,12 @@ def test_importing_loads_nothing_but_torch_and_timm_and_changes_no_global_state(
     code = '''
 import random, sys, timm, torch, numpy
 before = set(sys.modules)
-states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
+def states():
+    generators = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return *generators, torch.get_num_threads()
+expected = states()
 import timm_lt
-assert states == (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
-                  torch.get_num_threads())
+assert states() == expected
 new = {name.split('.')[0] for name in set(sys.modules) - before}
 print(sorted(new & {'accelerate', 'datasets', 'sklearn', 'matplotlib', 'torchmetrics', 'scipy', 'pandas'}))
 '''

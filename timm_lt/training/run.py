@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,10 @@ def run(args: Namespace) -> dict[str, Any]:
         sys.stdout.write(summary_table(metrics, folder.path))
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
+        # gloo's threads outlive the group (DistributedDataParallel holds it) and abort a process that exits while one
+        # still waits for the interpreter to let go of its last tensor
+        time.sleep(0.1)
     if args.push_to_hub and folder.writes:
         address = push(folder.path, args.push_to_hub, private=args.private or None, revision=args.revision)
         sys.stdout.write(f'on the Hub: {address}\n')
