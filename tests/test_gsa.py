@@ -42,7 +42,9 @@ def make(model, **options):
     return timm.optim.create_optimizer_v2(model, 'gsa', **options)
 
 
-def reference_gradient(model, x, y, *, Z=1e-2, part_loss='group_mean', weighting='share', alpha=1.0, penalty=None):
+def reference_gradient(
+        model, x, y, *, Z=1e-2, direction='orthogonal', part_loss='group_mean', weighting='share', alpha=1.0,
+        penalty=None):
     """The paper's step, one group at a time, every pass on the whole batch; returns the gradient as a list."""
     model = copy.deepcopy(model)
     theta = list(model.parameters())
@@ -66,7 +68,8 @@ def reference_gradient(model, x, y, *, Z=1e-2, part_loss='group_mean', weighting
     total = [torch.zeros_like(p) for p in theta]
     for k in present:
         g = flat(gradient(group == k, count[k] if part_loss == 'group_mean' else len(y)))
-        h = g - (g @ batch) / (batch @ batch) * batch
+        along = (g @ batch) / (batch @ batch) * batch
+        h = {'orthogonal': g - along, 'gradient': g, 'projection': along}[direction]
         eps = torch.zeros_like(h)
         if len(present) > 1:
             radius = math.sqrt(length / (2 * h.norm())) * size ** -0.25 * max(SAMPLES[k] - 1, 1) ** -0.25
@@ -86,7 +89,7 @@ def gradients(model):
 @pytest.mark.parametrize('norm', ['batch', 'group'])
 @pytest.mark.parametrize('options', [
     {}, {'part_loss': 'batch_mean'}, {'weighting': 'equal'}, {'weighting': 'equal', 'part_loss': 'batch_mean'},
-    {'Z': 0.3},
+    {'Z': 0.3}, {'direction': 'gradient'}, {'direction': 'projection', 'weighting': 'equal'},
 ], ids=str)
 def test_gsa_matches_plain_reference(norm, options):
     model, x, y = problem(norm)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ._tensors import global_dot, global_norm, local
 
 Vector = Sequence[Tensor]
+DIRECTIONS = ('orthogonal', 'gradient', 'projection')
 
 
 def gsa_radius(parameter_norm: Tensor, direction_norm: Tensor, num_parameters: int, num_samples: int) -> Tensor:
@@ -46,6 +47,7 @@ def gsa_perturbations(
         samples_of_group: Sequence[int],
         *,
         Z: float = 1e-2,
+        direction: str = 'orthogonal',
         gradient_scale: Sequence[float] | None = None,
         inplace: bool = False,
 ) -> GSAPerturbations:
@@ -60,6 +62,8 @@ def gsa_perturbations(
         parameters: theta, as perturbed; d is their number of elements.
         samples_of_group: Training samples of each group, ``n_k``, K of them.
         Z: Strength.
+        direction: ``h_k``: ``'orthogonal'``, what the projection on ``g`` leaves; ``'gradient'``, ``g_k`` itself;
+            ``'projection'``, the projection on ``g``.
         gradient_scale: Factors (K,), > 0, that turn the given gradients into those that the radius is defined by;
             None for 1.
         inplace: Overwrite ``group_gradients`` with the perturbations; ``projected`` is empty then.
@@ -75,8 +79,12 @@ def gsa_perturbations(
         full = global_norm(g)
         share = torch.where(squared > 0, global_dot(g, batch_gradient) / squared, 0.0)
         h = g if inplace else [t.clone() for t in g]
-        torch._foreach_sub_(
-            [local(t) for t in h], torch._foreach_mul([local(t) for t in batch_gradient], share))
+        if direction != 'gradient':
+            along = torch._foreach_mul([local(t) for t in batch_gradient], share)
+            if direction == 'projection':
+                torch._foreach_copy_([local(t) for t in h], along)
+            else:
+                torch._foreach_sub_([local(t) for t in h], along)
         length = global_norm(h)
         exists = length > rounding * full
         length = torch.where(exists, length, 1.0)

@@ -23,7 +23,7 @@ from .._types import ClassCounts, ParamsT
 from .._validate import check_class_counts, check_option, check_range
 from ..class_distribution import ClassDistribution
 from ._engine import Part, SharpnessAware
-from ._gsa import gsa_perturbations, released_ascent
+from ._gsa import DIRECTIONS, gsa_perturbations, released_ascent
 from ._passes import accumulate, part_totals, set_gradients, take_gradients
 from ._tensors import SavedBuffers, SavedWeights, global_norm, scale_
 from .closure import BatchClosure
@@ -46,6 +46,9 @@ class GSA(SharpnessAware):
             ``num_groups`` even groups. :meth:`set_groups` replaces them at any time (the memory bank does).
         num_groups: G of ``groups='size'``; at most C. One group is the base optimizer.
         Z: Strength of the perturbation, >= 0; 0 is the base optimizer. The paper uses 1e-2.
+        direction: What a group's perturbation follows: ``'orthogonal'``, its gradient less the projection on the
+            batch's (the paper's choice); ``'gradient'``, its gradient (the paper's "SAM direction"); ``'projection'``,
+            the projection alone. The last two are the paper's ablation; of ``variant='paper'`` only.
         part_loss: Whose gradient the radius is taken of: ``'group_mean'``, the mean loss over the group's samples in
             the batch, or ``'batch_mean'``, their sum over the batch size. The direction is the same.
         weighting: ``'share'``: the total sums ``L_k = (1/B) sum_(i in k) l_i``, so that Z = 0 is the base optimizer.
@@ -74,6 +77,7 @@ class GSA(SharpnessAware):
             groups: str | Sequence[int] | Tensor = 'size',
             num_groups: int = 4,
             Z: float = 1e-2,
+            direction: str = 'orthogonal',
             part_loss: str = 'group_mean',
             weighting: str = 'share',
             variant: str = 'paper',
@@ -87,10 +91,14 @@ class GSA(SharpnessAware):
     ) -> None:
         self.class_counts = check_class_counts(class_counts, who='GSA')
         self.Z = check_range('Z', Z, 0)
+        self.direction = check_option('direction', direction, DIRECTIONS)
         self.part_loss = check_option('part_loss', part_loss, ('group_mean', 'batch_mean'))
         self.weighting = check_option('weighting', weighting, ('share', 'equal'))
         self.part_normalizer = 'batch' if weighting == 'share' else 'part'
         self.variant = check_option('variant', variant, VARIANTS)
+        if self.variant == 'released' and self.direction != 'orthogonal':
+            raise ValueError(
+                f"direction={direction!r} belongs to variant='paper'; variant='released' follows its moving average")
         self.rho_scale = check_range('rho_scale', rho_scale, 0)
         self.sigma = check_range('sigma', sigma, 0)
         self.gradient_decay = check_range('gradient_decay', gradient_decay, 0, 1)
@@ -199,7 +207,7 @@ class GSA(SharpnessAware):
                      'equal': {'group_mean': 1.0, 'batch_mean': part.samples / batch}}[self.weighting][self.part_loss]
             result = gsa_perturbations(
                 [part.grads], [total[id(p)] for p in part.params], part.params, [samples[part.index]],
-                Z=part.radius, gradient_scale=[scale], inplace=True)
+                Z=part.radius, direction=self.direction, gradient_scale=[scale], inplace=True)
             radii.append(result.radius)
         self._radii = ([part.index for part in parts], torch.cat(radii))
 
