@@ -5,97 +5,186 @@
 
 A run that was killed goes on where it stood; one that is finished is not repeated. Written to ``--output``: the run
 folders, ``results.json`` (commit, options, seeds, hardware, every figure), ``results.md`` (the table: mean and standard
-deviation over seeds, and the difference from the first method, paired by seed, with its 95% interval) and
-``comparison.html``.
+deviation over seeds, and the difference from the first method, paired by seed, with its 95% interval), ``results.png``
+and ``comparison.html``.
 
-Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 30 epochs, batch
-64, learning rate 0.1 by cosine after 3 epochs of warm-up, weight decay 5e-4, crop and flip. 'paper': 200 epochs of
-``resnet32_cifar`` on the whole set with AutoAugment and Cutout. Both report the last epoch; nothing is chosen on the
-test set.
+Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 20 epochs, batch
+64, learning rate 0.1 by cosine after 2 epochs of warm-up, weight decay 5e-4, crop and flip, bfloat16. 'paper': each
+method's recipe of ``hub_configs``, 200 epochs of ``resnet32_cifar`` on the whole set. Both report the last epoch;
+nothing is chosen on the test set.
 """
 
 import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ('top1', 'many', 'medium', 'few')
+QUICK = (
+    '--model resnet20_cifar --images-per-class 1000 --epochs 20 --warmup-epochs 2 -b 64 --lr 0.1 --opt momentum '
+    '--weight-decay 5e-4 --mixed-precision bf16')
 
-PROTOCOLS = {
-    'quick': '--model resnet20_cifar --images-per-class 1000 --epochs 30 --warmup-epochs 3 -b 64 --lr 0.1 '
-             '--opt momentum --weight-decay 5e-4',
-    'paper': '--model resnet32_cifar --epochs 200 --warmup-epochs 5 -b 128 --lr 0.1 --opt momentum '
-             '--weight-decay 5e-4 --aa cifar10 --cutout 16',
-}
-# options that make each method, after those of the protocol; published defaults of methods
+
+@dataclass(frozen=True)
+class Method:
+    """Options beside those of the protocol.
+
+    Attributes:
+        options: Of ``train_lt.py``, under 'quick'.
+        recipe: Name in ``hub_configs`` after the data set's, for 'paper' and for the published figure.
+        after: Method whose trained model this one starts on.
+    """
+    options: str
+    recipe: str | None = None
+    after: str | None = None
+
+
+# published defaults of the methods; {drw} and {stage2} are shares of the protocol's epochs
+SAM = '--loss balanced_softmax --opt sam --opt-kwargs rho=0.05'
+GSA = '--loss balanced_softmax --opt gsa --opt-kwargs batchnorm=stacked'
+GKP = '--gkp --gkp-kwargs regroup_every={regroup}'
+STAGE2 = '--loss ce --stage2-epochs {stage2} --stage2'
 METHODS = {
-    'ce': '--loss ce',
-    'focal': '--loss focal',
-    'class_balanced': '--loss class_balanced',
-    'balanced_softmax': '--loss balanced_softmax',
-    'vs': '--loss vs',
-    'ldam_drw': '--loss ldam --drw-epoch {drw}',
-    'las': '--loss las',
-    'gcl': '--loss gcl',
-    'lade': '--loss lade',
-    'gala': '--loss gala',
-    'bcl': '--loss bcl',
-    'class_balanced_sampler': '--loss ce --sampler class_balanced',
-    'sam': '--loss ce --opt sam --opt-kwargs rho=0.05',
-    'bs_sam': '--loss balanced_softmax --opt sam --opt-kwargs rho=0.05',
-    'imbsam': '--loss ce --opt imbsam --opt-kwargs rho=0.05 eta=100',
-    'ssesam': '--loss ce --opt ssesam --opt-kwargs rho_head=0.05 rho_tail=0.1 stage=0.7 eta=100',
-    'focalsam': '--loss ce --opt focalsam',
-    'ccsam': '--loss ce --opt ccsam --mixup 1.0',
-    'gsa': '--loss balanced_softmax --opt gsa',
+    'ce': Method('--loss ce', 'ce'),
+    'balanced_softmax': Method('--loss balanced_softmax', 'balanced_softmax'),
+    'focal': Method('--loss focal'),
+    'class_balanced': Method('--loss class_balanced'),
+    'eql': Method('--loss eql'),
+    'vs': Method('--loss vs'),
+    'ldam_drw': Method('--loss ldam --drw-epoch {drw}', 'ldam_drw'),
+    'las': Method('--loss las'),
+    'gcl': Method('--loss gcl'),
+    'lade': Method('--loss lade'),
+    # its figures with prediction re-balancing (transductive) stand in the same run
+    'gala': Method('--loss gala --posthoc rebalance --posthoc-kwargs tau=1.0 transductive=True', 'gala'),
+    'bcl': Method('--loss bcl', 'bcl'),
+    'class_balanced_sampler': Method('--loss ce --sampler class_balanced'),
+    'square_root_sampler': Method('--loss ce --sampler square_root'),
+    'crt': Method(f'{STAGE2} crt', after='ce'),
+    'lws': Method(f'{STAGE2} lws', after='ce'),
+    'mislas': Method(f'{STAGE2} mislas', after='ce'),
+    'sam': Method('--loss ce --opt sam --opt-kwargs rho=0.05', 'sam'),
+    'imbsam': Method('--loss ce --opt imbsam --opt-kwargs rho=0.05 eta=100', 'imbsam'),
+    'ssesam': Method('--loss ce --opt ssesam --opt-kwargs rho_head=0.05 rho_tail=0.1 stage=0.7 eta=100', 'ssesam'),
+    'focalsam': Method('--loss ce --opt focalsam'),
+    # the first stage stands in the same run
+    'ccsam': Method(f'{STAGE2} ccsam --opt ccsam', 'ccsam'),
+    'ccsam_scale1': Method(f'{STAGE2} ccsam --opt ccsam --opt-kwargs scale=1.0'),
+    'bs_sam': Method(SAM),
+    'gkp': Method(f'--loss balanced_softmax --opt gsa --opt-kwargs Z=0 {GKP}'),
+    'gsa': Method(GSA),
+    'gkp_gsa': Method(f'{GSA} {GKP}', 'gkp_gsa'),
+    'gsa_gradient': Method(f'{GSA} direction=gradient'),
+    'gsa_projection': Method(f'{GSA} direction=projection'),
+    'gsa_g2': Method(f'{GSA} num_groups=2'),
+    'gsa_g8': Method(f'{GSA} num_groups=8'),
+    'gsa_z1e-3': Method(f'{GSA} Z=1e-3'),
+    'gkp_gsa_z1e-3': Method(f'{GSA} Z=1e-3 {GKP}'),
+    'gsa_gradient_z1e-3': Method(f'{GSA} Z=1e-3 direction=gradient'),
+    'gsa_projection_z1e-3': Method(f'{GSA} Z=1e-3 direction=projection'),
 }
+
+
+@dataclass
+class Run:
+    method: str
+    ratio: float
+    seed: int
+    name: str
+    options: list[str]
+    first: 'Run | None' = None
+
+    def __post_init__(self):
+        self.ended = Event()
+
+
+def options_of(method, args):
+    """What ``train_lt.py`` is given for a method under the protocol, without data, ratio and seed."""
+    own = METHODS[method]
+    if args.protocol == 'paper':
+        if own.recipe is None:
+            raise SystemExit(f'accuracy.py: {method} has no published recipe; those with one: '
+                             + ' '.join(m for m, v in METHODS.items() if v.recipe))
+        return ['--config', str(ROOT / 'hub_configs' / f'{args.recipes}-{own.recipe}.yaml')]
+    base = QUICK.split()
+    epochs = args.epochs or int(base[base.index('--epochs') + 1])
+    text = own.options.format(drw=int(0.8 * epochs), stage2=max(1, epochs // 4), regroup=max(1, epochs // 5))
+    return [*base, *text.split(), '--epochs', '0' if own.after else str(epochs), '--split-rule', args.split_rule]
 
 
 def plan(args):
-    """(method, ratio, seed, options) of every run."""
-    runs = []
-    base = PROTOCOLS[args.protocol].split()
-    epochs = args.epochs or int(base[base.index('--epochs') + 1])
-    for ratio in args.ratios:
-        for method in args.methods:
-            own = METHODS[method].format(drw=int(0.8 * epochs)).split()
-            for seed in args.seeds:
+    """Every run, seeds outermost, so that a table over all methods stands as early as possible."""
+    runs = {}
+    for seed in args.seeds:
+        for ratio in args.ratios:
+            for method in args.methods:
                 name = f'{method}_r{ratio:g}_s{seed}'
                 options = [
-                    '--dataset', args.dataset, *base, *own, '--epochs', str(epochs), '--imbalance-ratio', str(ratio),
-                    '--seed', str(seed), '--output', str(args.output), '--experiment', name, '--resume', 'auto',
-                    '--quiet', '--split-rule', args.split_rule, '--checkpoint-every', '5']
-                runs.append((method, ratio, seed, name, options))
-    return runs
+                    *options_of(method, args), '--dataset', args.dataset, '--imbalance-ratio', f'{ratio:g}', '--seed',
+                    str(seed), *args.extra]
+                first = None
+                if METHODS[method].after and args.protocol == 'quick':
+                    first = runs.get(f'{METHODS[method].after}_r{ratio:g}_s{seed}')
+                    if first is None:
+                        raise SystemExit(
+                            f'accuracy.py: {method} starts on {METHODS[method].after}: name that before it')
+                    checkpoint = args.output / first.name / 'hub' / 'model.safetensors'
+                    options += ['--initial-checkpoint', str(checkpoint)]
+                runs[name] = Run(method, ratio, seed, name, options, first)
+    return list(runs.values())
 
 
 def train(run, args):
-    *_, name, options = run
-    folder = Path(args.output) / name
+    try:
+        if run.first is not None:
+            run.first.ended.wait()
+        return train_now(run, args)
+    finally:
+        run.ended.set()
+
+
+def train_now(run, args):
+    folder = args.output / run.name
     if not (folder / 'metrics.json').is_file():
         threads = max(1, (os.cpu_count() or 1) // args.jobs)
-        with open(Path(args.output) / f'{name}.log', 'a') as log:
-            code = subprocess.call(
-                [sys.executable, str(ROOT / 'train_lt.py'), *options], stdout=log, stderr=log,
-                env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+        command = [
+            sys.executable, str(ROOT / 'train_lt.py'), *run.options, '--output', str(args.output), '--experiment',
+            run.name, '--resume', 'auto', '--quiet', '--checkpoint-every', '5']
+        with open(args.output / f'{run.name}.log', 'a') as log:
+            code = subprocess.call(command, stdout=log, stderr=log, env=os.environ | {'OMP_NUM_THREADS': str(threads)})
         if code:
-            print(f'{name}: failed, see {name}.log', flush=True)
+            print(f'{run.name}: failed, see {run.name}.log', flush=True)
             return None
     metrics = json.loads((folder / 'metrics.json').read_text())
-    print(f'{name}: ' + '  '.join(f'{k} {show(metrics[k])}' for k in FIGURES), flush=True)
+    print(f'{run.name}: ' + '  '.join(f'{k} {show(metrics[k])}' for k in FIGURES), flush=True)
     return metrics
 
 
 def show(value):
     return '-' if value is None else f'{value:.1f}'
+
+
+def rows_of(run, metrics):
+    """(label, figures) of a run: its own, and those of its first stage or with its correction."""
+    if 'stage1' in metrics and run.first is None:
+        yield f'{run.method}, stage 1', metrics['stage1']
+        yield f'{run.method}, stage 2', metrics
+        return
+    yield run.method, metrics
+    if 'corrected' in metrics:
+        yield f'{run.method}, {metrics["corrected"]["label"]}', metrics['corrected']
 
 
 def spread(values):
@@ -106,72 +195,139 @@ def spread(values):
 
 
 def paired(values, baseline):
-    """Mean difference from the baseline over common seeds and its 95% interval (Student's t)."""
+    """Mean difference from the baseline over common seeds and half of its 95% interval (Student's t); or None."""
     differences = [values[s] - baseline[s] for s in values if s in baseline]
     if len(differences) < 2:
-        return '-'
+        return None
     from scipy import stats
     half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-    mean = statistics.mean(differences)
+    return statistics.mean(differences), half
+
+
+def interval(mean, half):
     return f'{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]'
 
 
-def table(results, methods, ratios):
+def published(method, ratio, recipes):
+    """Top-1 that the method's paper states, from the recipe; None where there is none."""
+    recipe = METHODS[method].recipe
+    if recipe is None:
+        return None
+    figures = yaml.safe_load((ROOT / 'hub_configs' / f'{recipes}-{recipe}.yaml').read_text()).get('published') or {}
+    return (figures.get('top1') or {}).get(ratio)
+
+
+def table(rows, args):
+    """Markdown; ``rows``: (ratio, label) to seed to figures, with the method under 'method'."""
     lines = []
-    for ratio in ratios:
+    for ratio in args.ratios:
+        mine = {label: runs for (q, label), runs in rows.items() if q == ratio}
+        if not mine:
+            continue
+        reference = next(iter(mine))
+        baseline = {s: r['top1'] for s, r in mine[reference].items()}
         lines += [f'Imbalance ratio {ratio:g}', '',
-                  f'| method | seeds | {" | ".join(FIGURES)} | top-1 against {methods[0]}, paired |',
-                  '| --- ' * (len(FIGURES) + 3) + '|']
-        by_method = {m: {s: r for (m2, q, s), r in results.items() if (m2, q) == (m, ratio)} for m in methods}
-        top = {m: {s: r['top1'] for s, r in runs.items()} for m, runs in by_method.items()}
-        for method, runs in by_method.items():
+                  f'| method | seeds | {" | ".join(FIGURES)} | top-1 against {reference}, paired | published top-1 |',
+                  '| --- ' * (len(FIGURES) + 4) + '|']
+        for label, runs in mine.items():
             cells = [spread([r[k] for r in runs.values()]) for k in FIGURES]
-            difference = '' if method == methods[0] else paired(top[method], top[methods[0]])
-            lines.append(f'| `{method}` | {len(runs)} | {" | ".join(cells)} | {difference} |')
+            difference = None if label == reference else paired({s: r['top1'] for s, r in runs.items()}, baseline)
+            text = '' if difference is None else interval(*difference)
+            # a first stage or an added correction is not what the figure of the recipe stands for
+            figure = published(label, ratio, args.recipes) if label in METHODS else (
+                published(label.split(',')[0], ratio, args.recipes) if label.endswith('stage 2') else None)
+            lines.append(f'| `{label}` | {len(runs)} | {" | ".join(cells)} | {text} | {figure or ""} |')
         lines.append('')
     return '\n'.join(lines)
 
 
+def plot(rows, args):
+    """Mean and standard deviation of top-1, and the splits, one line a method."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    for ratio in args.ratios:
+        mine = {label: list(runs.values()) for (q, label), runs in rows.items() if q == ratio}
+        if not mine:
+            continue
+        fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(8, 0.8 + 0.22 * len(mine)), layout='constrained')
+        places = range(len(mine))
+        means = [statistics.mean(r['top1'] for r in runs) for runs in mine.values()]
+        errors = [statistics.stdev(r['top1'] for r in runs) if len(runs) > 1 else 0 for runs in mine.values()]
+        left.errorbar(means, places, xerr=errors, fmt='o', color='black', markersize=4, capsize=2)
+        left.axvline(means[0], color='0.6', linewidth=1)
+        for name, marker, color in (('many', 's', '0.1'), ('medium', '^', '0.45'), ('few', 'o', '0.7')):
+            points = [(statistics.mean(r[name] for r in runs), i) for i, runs in enumerate(mine.values())
+                      if all(r[name] is not None for r in runs)]
+            right.plot([p[0] for p in points], [p[1] for p in points], marker, color=color, label=name, markersize=4)
+        left.set(yticks=list(places), yticklabels=list(mine), xlabel='top-1 (%), mean ± deviation over seeds')
+        left.invert_yaxis()
+        right.set(xlabel='accuracy of the split (%)')
+        right.legend(fontsize='small')
+        for axis in (left, right):
+            axis.grid(axis='x', color='0.9')
+            axis.tick_params(labelsize='small')
+        fig.savefig(args.output / f'results_r{ratio:g}.png', dpi=110)
+        plt.close(fig)
+
+
 def commit():
-    answer = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run(
+        ['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
     return answer.stdout.strip() or 'unknown'
+
+
+def write_results(runs, metrics, rows, args):
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    (args.output / 'results.json').write_text(json.dumps({
+        'commit': commit(), 'protocol': args.protocol, 'dataset': args.dataset.rsplit('/', 1)[-1],
+        'hardware': f'{platform.machine()}, {os.cpu_count()} cores, {device}',
+        'torch': torch.__version__, 'seeds': args.seeds,
+        'recipes': {
+            m: shlex.join(options_of(m, args)).replace(f'{ROOT}/', '') for m in args.methods},
+        'starts_on': {m: METHODS[m].after for m in args.methods if METHODS[m].after},
+        'rows': [
+            {'row': label, 'ratio': ratio, 'seed': seed, **{k: figures[k] for k in (*FIGURES, 'ece')}}
+            for (ratio, label), by_seed in rows.items() for seed, figures in by_seed.items()],
+        'wall_seconds': {run.name: round(m['wall_seconds'], 1) for run, m in zip(runs, metrics) if m is not None},
+    }, indent=1) + '\n')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dataset', required=True)
-    parser.add_argument('--protocol', default='quick', choices=sorted(PROTOCOLS))
-    parser.add_argument('--methods', nargs='+', default=list(METHODS), choices=list(METHODS), metavar='METHOD')
+    parser.add_argument('--protocol', default='quick', choices=('quick', 'paper'))
+    parser.add_argument('--recipes', default='cifar10_lt', help="data set's name in hub_configs: recipes, figures")
+    parser.add_argument('--methods', nargs='+', default=None, choices=list(METHODS), metavar='METHOD')
     parser.add_argument('--ratios', nargs='+', type=float, default=[100.0])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--epochs', type=int, default=None, help="instead of the protocol's")
+    parser.add_argument('--epochs', type=int, default=None, help="of 'quick', instead of 20")
     parser.add_argument('--split-rule', default='thirds')
     parser.add_argument('--jobs', type=int, default=max(1, os.cpu_count() or 1), help='runs side by side')
     parser.add_argument('--output', type=Path, default=Path('accuracy'))
+    parser.add_argument('--extra', nargs=argparse.REMAINDER, default=[], help='further options for every run; last')
     args = parser.parse_args()
+    args.methods = args.methods or [m for m, v in METHODS.items() if args.protocol == 'quick' or v.recipe]
     args.output.mkdir(parents=True, exist_ok=True)
     runs = plan(args)
-    # seeds outermost, so that a table over all methods stands as early as possible
-    runs.sort(key=lambda run: args.seeds.index(run[2]))
     with ThreadPoolExecutor(args.jobs) as pool:
         metrics = list(pool.map(lambda run: train(run, args), runs))
-    results = {run[:3]: m for run, m in zip(runs, metrics) if m is not None}
-    (args.output / 'results.json').write_text(json.dumps({
-        'commit': commit(), 'protocol': args.protocol, 'options': PROTOCOLS[args.protocol],
-        'methods': {m: METHODS[m] for m in args.methods}, 'seeds': args.seeds, 'epochs': args.epochs,
-        'hardware': f'{platform.machine()}, {os.cpu_count()} cores, '
-                    + (torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'),
-        'runs': [{'method': m, 'ratio': q, 'seed': s, **{k: r[k] for k in (*FIGURES, 'ece', 'wall_seconds')}}
-                 for (m, q, s), r in results.items()]}, indent=1))
-    text = table(results, args.methods, args.ratios)
+    rows = {}
+    for run, m in zip(runs, metrics):
+        for label, figures in rows_of(run, m) if m is not None else ():
+            rows.setdefault((run.ratio, label), {})[run.seed] = figures
+    write_results(runs, metrics, rows, args)
+    text = table(rows, args)
     (args.output / 'results.md').write_text(text)
     print(text)
-    folders = [args.output / run[3] for run in runs if run[:3] in results]
+    plot(rows, args)
+    folders = [args.output / run.name for run, m in zip(runs, metrics) if m is not None]
     if folders:
         subprocess.call([
             sys.executable, '-m', 'timm_lt.evaluate', 'compare', *map(str, folders), '--output',
             str(args.output / 'comparison.html')])
+    return 0 if all(m is not None for m in metrics) else 1
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
