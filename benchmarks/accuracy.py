@@ -9,7 +9,7 @@ deviation over seeds, and the difference from the first method, paired by seed, 
 and ``comparison.html``.
 
 Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 20 epochs, batch
-64, learning rate 0.1 by cosine after 2 epochs of warm-up, weight decay 5e-4, crop and flip, bfloat16. 'paper': each
+64, learning rate 0.1 by cosine after 2 epochs of warm-up (set at every step), weight decay 5e-4, crop and flip, bfloat16. 'paper': each
 method's recipe of ``hub_configs``, 200 epochs of ``resnet32_cifar`` on the whole set. Both report the last epoch;
 nothing is chosen on the test set.
 """
@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 FIGURES = ('top1', 'many', 'medium', 'few')
 QUICK = (
     '--model resnet20_cifar --images-per-class 1000 --epochs 20 --warmup-epochs 2 -b 64 --lr 0.1 --opt momentum '
-    '--weight-decay 5e-4 --mixed-precision bf16')
+    '--weight-decay 5e-4 --mixed-precision bf16 --sched-on-updates')
 
 
 @dataclass(frozen=True)
