@@ -53,7 +53,7 @@ def ratios_in_turns(
     Args:
         functions: Name to a function without arguments.
         baseline: Name of the function that the others are compared with.
-        rounds: Rounds that count; None: as many as ``seconds`` allow, at least three.
+        rounds: Rounds that count; None: as many as ``seconds`` allow, at least two.
         warmup: Rounds before them that do not.
         seconds: Time for all rounds, where ``rounds`` is None.
         repeat: Calls of a function behind each other that are timed together.
@@ -70,7 +70,7 @@ def ratios_in_turns(
         for name in functions:
             measure(name)
     start, index = time.perf_counter(), 0
-    while (index < rounds) if rounds is not None else (index < 3 or time.perf_counter() - start < seconds):
+    while (index < rounds) if rounds is not None else (index < 2 or time.perf_counter() - start < seconds):
         # every other round runs backwards: a drift within a round then cancels in the median
         before = measure(baseline)
         for name in others if index % 2 == 0 else others[::-1]:
@@ -90,8 +90,7 @@ def ratios_in_turns(
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a call allocates at its peak, beyond what lay there before; a call before it warms up."""
-    function()
+    """Bytes that a call allocates at its peak, beyond what lay there before; the function has run before."""
     if device.type == 'cuda':
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -104,12 +104,11 @@ class Bench:
             setting: str,
             steps: dict[str, Step],
             baseline: str = PLAIN,
-            share: float = 1.0,
             model: nn.Module | None = None,
             repeat: int = 1,
     ) -> Iterator[Row]:
-        """Time the steps for ``share`` of the time of a part; with ``model`` their memory is measured too."""
-        ratios = ratios_in_turns(steps, baseline, seconds=share * self.seconds, repeat=repeat)
+        """Time the steps in turns; with ``model`` their memory is measured too."""
+        ratios = ratios_in_turns(steps, baseline, seconds=self.seconds, repeat=repeat)
         peaks = {} if model is None else {name: peak_memory(step, self.device) for name, step in steps.items()}
         for name, r in ratios.items():
             row = Row(part, setting, name, r.median, r.low, r.high, r.milliseconds)
@@ -125,30 +124,31 @@ class Bench:
 
 def optimizers(bench: Bench) -> Iterator[Row]:
     counts = class_counts(100)
-    eta_part = [int(n < ETA) for n in counts]
+    tail = [int(n < ETA) for n in counts]
+    groups = timm_lt.ClassDistribution(counts).size_groups(4)
+    samples = torch.zeros(4, dtype=torch.int64).index_add_(0, groups, torch.tensor(counts)).tolist()
     for name, (batch, size) in NETWORKS.items():
         for norm in ('batch', 'group'):
             model = network(name, 100, bench.device, norm)
-            x, y = bench.batch(batch, size, head_and_tail(counts, batch, ETA))
+            x, y = bench.batch(batch, size, long_tailed_labels(counts, batch))
+            split = head_and_tail(counts, batch, ETA).to(bench.device)
             methods = OPTIMIZERS if norm == 'group' else OPTIMIZERS | APPROXIMATE
             steps = {PLAIN: optimizer_step(model, x, y, 'momentum', {})} | {
-                label: optimizer_step(model, x, y, method, options, counts if aware else None, epoch)
+                label: optimizer_step(
+                    model, x, split if 'eta' in options else y, method, options, counts if aware else None, epoch)
                 for label, (method, options, epoch, aware) in methods.items()}
-            groups = timm_lt.ClassDistribution(counts).size_groups(4)
             if norm == 'batch':
-                steps['gkp penalty'] = optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True)
                 steps |= {
-                    'imbsam, plain loops': plain_parts_step(model, x, y, eta_part, [0.0, 0.05]),
-                    'ssesam, plain loops': plain_parts_step(model, x, y, eta_part, [0.05, 0.1]),
+                    'gkp penalty': optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True),
+                    'imbsam, plain loops': plain_parts_step(model, x, split, tail, [0.0, 0.05]),
+                    'ssesam, first stage, plain loops': plain_parts_step(model, x, split, tail, [0.05, 0.1]),
                     'gsa, G=4, plain loops': plain_parts_step(
                         model, x, y, groups.tolist(), [0.05] * 4, projected=True),
-                    'gsa, G=4, released structure': released_gsa_step(
-                        model, x, y, groups, torch.tensor(counts).new_zeros(4).index_add_(
-                            0, groups, torch.tensor(counts)).tolist()),
+                    'gsa, G=4, released structure': released_gsa_step(model, x, y, groups, samples),
                     'ccsam, plain loops': looped_ccsam_step(model, x, y, counts)}
             yield from bench.rows(
                 'optimizers', f'{name}, batch {batch}, {size}x{size}, {norm.capitalize()}Norm, C=100', steps,
-                share=1.0 if norm == 'batch' else 0.4, model=model)
+                model=model)
 
 
 def losses(bench: Bench) -> Iterator[Row]:
@@ -201,7 +201,7 @@ def classes(bench: Bench) -> Iterator[Row]:
         if num_classes <= 1000:  # a second a call beyond
             steps['ccsam, plain loops'] = looped
         yield from bench.rows(
-            'classes', f'loss and linear classifier alone, D={dim}, batch 128, C={num_classes}', steps, share=0.15,
+            'classes', f'loss and linear classifier alone, D={dim}, batch 128, C={num_classes}', steps,
             model=model, repeat=10 if num_classes <= 100 else 1)
 
 
@@ -215,7 +215,7 @@ def groups(bench: Bench) -> Iterator[Row]:
             if label == 'stacked' or number <= 8:  # 29 plain steps a call beyond
                 steps[f'gsa, G={number}, {label}'] = optimizer_step(
                     model, x, y, 'gsa', {'num_groups': number, **options}, counts)
-    yield from bench.rows('groups', 'resnet20_cifar, batch 64, BatchNorm, C=100', steps, share=0.5, model=model)
+    yield from bench.rows('groups', 'resnet20_cifar, batch 64, BatchNorm, C=100', steps, model=model)
 
 
 def parameters(bench: Bench) -> Iterator[Row]:
@@ -232,7 +232,7 @@ def parameters(bench: Bench) -> Iterator[Row]:
             'gkp penalty': optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True)}
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         yield from bench.rows(
-            'parameters', f'{name} ({millions:.2f} M parameters), batch {batch}, 32x32', steps, share=0.2, model=model)
+            'parameters', f'{name} ({millions:.2f} M parameters), batch {batch}, 32x32', steps, model=model)
 
 
 def second_stages(bench: Bench) -> Iterator[Row]:
@@ -256,7 +256,7 @@ def second_stages(bench: Bench) -> Iterator[Row]:
         steps[name] = step
     yield from bench.rows(
         'second stages', 'resnet32_cifar with frozen backbone, batch 128, C=100, against cRT', steps, baseline='crt',
-        share=0.4, model=model)
+        model=model)
 
 
 PARTS = {f.__name__: f for f in (optimizers, losses, second_stages, classes, groups, parameters)}
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--parts', nargs='+', default=list(PARTS), choices=list(PARTS))
-    parser.add_argument('--seconds', type=float, default=60.0, help='of measuring, for the longest parts')
+    parser.add_argument('--seconds', type=float, default=10.0, help='of measuring for a table; two rounds at least')
     parser.add_argument(
         '--class-counts', type=Path, help='JSON list of images per class, in the place of the largest made-up one')
     parser.add_argument('--output', type=Path, default=Path('cost'))
