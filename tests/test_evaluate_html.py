@@ -153,6 +153,26 @@ def test_summary_rows_hold_numbers_or_none(tmp_path):
     assert rows[0] == {'epoch': 0, 'train_loss': 2, 'lr': 0.1, 'top1': None, 'many': None, 'medium': None, 'few': None}
 
 
+def test_page_of_a_gkp_run_draws_its_inner_life(tmp_path):
+    run = write_run(tmp_path / 'run')
+    figures = {'alpha': [0.95, 0.6], 'penalty': [0.0, 2.5], 'radii': ['0.1/-/0', '0.2'],
+               'group_images': ['250/30/4', 99], 'bank_epochs': [1, 2], 'grouped_by': ['size', 'bank'], 'quality_few': [1.0, 2.0],
+               'quality_medium': ['', ''], 'gradient_similarity_few': [-0.5, 0.5]}
+    with open(run / 'summary.csv', 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(['epoch', *figures])
+        writer.writerows([epoch, *(column[epoch] for column in figures.values())] for epoch in range(2))
+    rows = read_summary(run / 'summary.csv')
+    assert rows[0]['radii'] == [0.1, None, 0.0] and rows[1]['radii'] == 0.2 and rows[0]['grouped_by'] is None
+    write_report(run)
+    assert (run / 'plots' / 'gkp_inner_life.png').is_file()
+    panels = plots.gkp_inner_life(rows).axes
+    lines = {axes.get_title(loc='left'): [list(line.get_ydata()) for line in axes.lines] for axes in panels}
+    assert lines['Radius of each group, last step'] == [[0.1, 0.2], [], []]
+    assert lines['Training images of each group'] == [[250, 99], [30], [4]]
+    assert lines['Feature quality'] == [[], [], [1, 2]]
+
+
 @pytest.mark.parametrize('counts', [[1] * 6, [0, 1, 2, 3, 4, 200]])
 def test_every_plot_draws_for_any_class_sizes(counts, tmp_path):
     targets = torch.arange(5).repeat(4)  # the last class is not tested

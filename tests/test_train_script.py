@@ -93,6 +93,14 @@ def test_a_run_prints_its_table_and_writes_its_folder(finished):
     assert leftovers == []
 
 
+def test_a_tracker_writes_into_the_run_folder(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train_ok(*digits(tmp_path, '--log-with', 'tensorboard'))
+    assert [p.name for p in tmp_path.iterdir()] == ['run']
+    events = EventAccumulator(str(tmp_path / 'run' / 'timm_lt')).Reload()
+    assert [e.step for e in events.Scalars('train_loss')] == [0, 1]
+
+
 def test_the_hub_folder_loads_in_timm_and_predicts_the_same(finished):
     output, _ = finished
     from timm_lt.data import create_dataset

@@ -27,6 +27,8 @@ def run_figures(run: Mapping[str, Any]) -> dict[str, Any]:
         figures['weight_norms'] = plots.weight_norms(metrics['weight_norms'], counts, split_rule=rule)
     if run['summary']:
         figures['training_curves'] = plots.training_curves(run['summary'])
+        if 'bank_epochs' in run['summary'][-1]:
+            figures['gkp_inner_life'] = plots.gkp_inner_life(run['summary'])
     landscape = metrics.get('landscape') or {}
     if landscape.get('line'):
         figures['landscape_line'] = plots.landscape_lines(landscape['line'])
@@ -91,6 +93,8 @@ def run_page(run: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         body.append(picture(images, 'landscape_surface', 'Red cross: the trained weights.'))
     if 'training_curves' in images:
         body.append('<h2>Training</h2>' + picture(images, 'training_curves', ''))
+        body.append(picture(
+            images, 'gkp_inner_life', 'Of the training images only. Groups and penalty begin with the first grouping.'))
     body.append('<h2>Protocol</h2>' + facts_table(protocol_of(m)))
     body.append('<h2>Classes</h2>' + _class_table(m, run['class_names']))
     if run['args']:

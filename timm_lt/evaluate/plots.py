@@ -288,6 +288,53 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 @styled
+def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """What GKP and GSA measured at every epoch: the figures 2, 5 and 6 of Chen et al., CVPR 2026, for one's own run.
+
+    Feature quality by split, similarity of the classes' gradients to that of the batch, penalty and alpha, radii of the
+    groups, training images of the groups, and snapshots in the bank.
+
+    Args:
+        rows: Of the ``summary.csv`` of a run with ``--gkp``, see :func:`timm_lt.evaluate.runs.read_summary`.
+    """
+    figure, panels = _figure(6, width=10.4, height=5.4, rows=2, columns=3)
+    quality, similarity, penalty, radii, sizes, bank = panels
+    for axes, key, title in ((quality, 'quality', 'Feature quality'),
+                             (similarity, 'gradient_similarity', 'Class gradient to batch gradient (cosine)')):
+        for name in SPLIT_NAMES:
+            x, y = _column(rows, f'{key}_{name}')
+            axes.plot(x, y, color=SPLIT_COLORS[name], marker=SPLIT_MARKERS[name], ms=4, mec='white', mew=0.5,
+                      markevery=max(1, len(x) // 8), label=name)
+        axes.set(title=title)
+    _legend_below(quality)
+    x, y = _column(rows, 'penalty')
+    penalty.plot(x, y, color=INK)
+    penalty.set(title='Penalty, and alpha (dotted)')
+    alpha = penalty.twinx()
+    alpha.plot(*_column(rows, 'alpha'), ':', color='#b07d2b', lw=1.4)
+    alpha.spines['right'].set_visible(False)
+    alpha.grid(visible=False)
+    alpha.set_ylim(0, 1.05)
+    for axes, key, title in ((radii, 'radii', 'Radius of each group, last step'),
+                             (sizes, 'group_images', 'Training images of each group')):
+        x, y = _column(rows, key)
+        values = [v if isinstance(v, (list, tuple)) else [v] for v in y]  # one group: a plain number
+        for k in range(max(map(len, values), default=0)):
+            points = [(e, v[k]) for e, v in zip(x, values) if k < len(v) and v[k]]  # without a radius, no point
+            axes.plot([p[0] for p in points], [p[1] for p in points], color=RUN_COLORS[k % len(RUN_COLORS)],
+                      ls=RUN_LINES[k % len(RUN_LINES)], lw=1.4)
+        if any(v for row in values for v in row):
+            axes.set_yscale('log')
+        axes.set(title=title)
+    bank.step(*_column(rows, 'bank_epochs'), where='mid', color=INK)
+    bank.set(title='Snapshots in the bank', ylim=(0, None))
+    for axes in panels:
+        axes.set_xlabel('epoch')
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+@styled
 def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Any:
     """Top-1 and split accuracies of several runs side by side, with intervals or deviations where known.
 

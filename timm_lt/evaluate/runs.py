@@ -58,10 +58,15 @@ def load_run(run_dir: str | Path) -> dict[str, Any]:
     return run
 
 
-def read_summary(path: str | Path) -> list[dict[str, float | None]]:
-    """Rows of ``summary.csv`` with numbers where they are numbers, None where nothing stands; texts are left out."""
+def read_summary(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of ``summary.csv``: numbers, lists for cells of several (``250/30``, ``-`` for none), None for all else."""
     with open(path, newline='', encoding='utf-8') as f:
-        return [{key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(f)]
+        return [{key: _cell(value) for key, value in row.items() if key} for row in csv.DictReader(f)]
+
+
+def _cell(text: str | None) -> Any:
+    parts = [_number(part) for part in (text or '').split('/')]
+    return parts[0] if len(parts) == 1 else parts if any(p is not None for p in parts) else None
 
 
 def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

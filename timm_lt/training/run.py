@@ -82,6 +82,7 @@ def run(args: Namespace) -> dict[str, Any]:
     folder.write_args(args)
     folder.write_distribution(distribution)
     if args.log_with:
+        accelerator.project_configuration.logging_dir = str(folder.path)
         accelerator.init_trackers('timm_lt')
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint)
