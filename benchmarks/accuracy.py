@@ -157,7 +157,7 @@ def train(run, args):
 def train_now(run, args):
     folder = args.output / run.name
     if not (folder / 'metrics.json').is_file():
-        threads = max(1, (os.cpu_count() or 1) // args.jobs)
+        threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
         command = [
             sys.executable, str(ROOT / 'train_lt.py'), *run.options, '--output', str(args.output), '--experiment',
             run.name, '--resume', 'auto', '--quiet', '--checkpoint-every', '5']
@@ -303,6 +303,7 @@ def main():
     parser.add_argument('--epochs', type=int, default=None, help="of 'quick', instead of 20")
     parser.add_argument('--split-rule', default='thirds')
     parser.add_argument('--jobs', type=int, default=max(1, os.cpu_count() or 1), help='runs side by side')
+    parser.add_argument('--threads', type=int, default=0, help="of a run; 0: the machine's, shared among the jobs")
     parser.add_argument('--output', type=Path, default=Path('accuracy'))
     parser.add_argument('--extra', nargs=argparse.REMAINDER, default=[], help='further options for every run; last')
     args = parser.parse_args()
