@@ -156,7 +156,8 @@ def test_summary_rows_hold_numbers_or_none(tmp_path):
 def test_page_of_a_gkp_run_draws_its_inner_life(tmp_path):
     run = write_run(tmp_path / 'run')
     figures = {'alpha': [0.95, 0.6], 'penalty': [0.0, 2.5], 'radii': ['0.1/-/0', '0.2'],
-               'group_images': ['250/30/4', 99], 'bank_epochs': [1, 2], 'grouped_by': ['size', 'bank'], 'quality_few': [1.0, 2.0],
+               'group_images': ['250/30/4', 99], 'bank_epochs': [1, 2], 'grouped_by': ['size', 'bank'],
+               'quality_few': [1.0, 2.0],
                'quality_medium': ['', ''], 'gradient_similarity_few': [-0.5, 0.5]}
     with open(run / 'summary.csv', 'w', newline='') as f:
         writer = csv.writer(f)
