@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate import _html, plots, report
+from timm_lt.evaluate import _html, _style, plots, report
 from timm_lt.evaluate.html_comparison import comparison_page, write_comparison
 from timm_lt.evaluate.html_report import write_report
 from timm_lt.evaluate.runs import group_runs, load_run, read_summary
@@ -189,7 +189,7 @@ def test_every_plot_draws_for_any_class_sizes(counts, tmp_path):
             plots.landscape_lines({'steps': [-1, 0, 1], 'loss': {'many': [2.0, 0.0, None], 'few': [None, 1.0, 2.0]}}),
             plots.landscape_surfaces({'steps': [-1, 1], 'loss': {'few': [[None, 1.0], [0.0, 2.0]]}}),
     ):
-        path = plots.save(figure, tmp_path / 'figure.png', dpi=40)
+        path = _style.save(figure, tmp_path / 'figure.png', dpi=40)
         assert Image.open(path).size[0] > 100
 
 
@@ -202,7 +202,7 @@ def test_plots_leave_the_style_of_the_caller_alone():
 
 def test_split_colors_keep_their_order_in_grey():
     from matplotlib.colors import to_rgb
-    grey = [np.dot(to_rgb(plots.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
+    grey = [np.dot(to_rgb(_style.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
     assert grey[1] - grey[0] > 0.2 and grey[2] - grey[1] > 0.15
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .._validate import check_option
-from .reading import BAD_IMAGES, ImageReadError, image_name, read_sample, report_unreadable, without_transform
+from .reading import ImageReadError, image_name, read_sample
 from .targets import get_class_names, get_targets
+from .unreadable import BAD_IMAGES, report_unreadable, without_transform
 
 __all__ = ['ImagesDoNotFit', 'InMemoryImages', 'keep_in_memory']
 

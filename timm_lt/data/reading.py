@@ -1,20 +1,11 @@
 """Reading images without silent substitution: an unreadable image is named, never replaced by its neighbour."""
 
-import copy
-import logging
 from typing import Any
 
 from PIL import Image
 from timm.data import ImageDataset
-from torch.utils.data import DataLoader, Dataset, Subset
 
-from .._validate import check_option
-
-__all__ = ['ImageReadError', 'drop_unreadable', 'find_unreadable', 'read_sample']
-
-_logger = logging.getLogger(__name__)
-
-BAD_IMAGES = ('error', 'skip')
+__all__ = ['ImageReadError', 'read_sample']
 
 
 class ImageReadError(OSError):
@@ -66,82 +57,3 @@ def _read_timm(dataset: ImageDataset, index: int) -> tuple[Any, int]:
     if target is not None and dataset.target_transform is not None:
         target = dataset.target_transform(target)
     return image, -1 if target is None else int(target)
-
-
-def without_transform(dataset: Any) -> Any:
-    """A shallow copy of a dataset that gives images as they are."""
-    if isinstance(dataset, Subset):
-        from .subset import ImageSubset
-        dataset = ImageSubset(dataset)  # a copy down to the base, whose transform it is
-    else:
-        dataset = copy.copy(dataset)
-    if getattr(dataset, 'transform', None) is not None:
-        dataset.transform = None
-    return dataset
-
-
-class _Probe(Dataset):
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = without_transform(dataset)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            read_sample(self.dataset, index)
-        except ImageReadError as e:
-            return str(e)
-        return ''
-
-
-def find_unreadable(dataset: Any, workers: int = 0) -> dict[int, str]:
-    """Decode every image once; index and reason of those that cannot be read."""
-    loader = DataLoader(_Probe(dataset), batch_size=64, num_workers=workers, collate_fn=list)
-    bad, index = {}, 0
-    for reasons in loader:
-        for reason in reasons:
-            if reason:
-                bad[index] = reason
-            index += 1
-    return bad
-
-
-def report_unreadable(bad: dict[int, str], total: int, bad_images: str) -> None:
-    """Raise (``'error'``) or warn (``'skip'``) with the number and the first names.
-
-    Raises:
-        ImageReadError: With ``bad_images='error'``, or if no image is left.
-    """
-    check_option('bad_images', bad_images, BAD_IMAGES)
-    if not bad:
-        return
-    reasons = list(bad.values())
-    more = '; ...' if len(reasons) > 5 else ''
-    text = f'{len(bad)} of {total} images cannot be read: {"; ".join(reasons[:5])}{more}'
-    if bad_images == 'error' or len(bad) == total:
-        raise ImageReadError(f"{text}. Repair or remove them, or leave them out with bad_images='skip'")
-    _logger.warning('%s. They are left out.', text)
-
-
-def drop_unreadable(dataset: Any, bad_images: str = 'error', workers: int = 0) -> Any:
-    """Check every image; stop, or go on without those that cannot be read.
-
-    Args:
-        dataset: Map-style dataset of (image, label).
-        bad_images: 'error': any unreadable image is an error. 'skip': they are left out, with a warning.
-        workers: Processes that decode.
-
-    Returns:
-        ``dataset`` itself, or an :class:`ImageSubset` of the readable images.
-
-    Raises:
-        ImageReadError: With the number of unreadable images and the names of the first.
-    """
-    check_option('bad_images', bad_images, BAD_IMAGES)
-    bad = find_unreadable(dataset, workers)
-    report_unreadable(bad, len(dataset), bad_images)
-    if not bad:
-        return dataset
-    from .subset import ImageSubset
-    return ImageSubset(dataset, [i for i in range(len(dataset)) if i not in bad])

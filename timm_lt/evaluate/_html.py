@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..class_distribution import SPLIT_NAMES
-from . import plots
+from . import _style
 
 DPI = 180  # of the pictures, drawn at about twice the screen's resolution
 CSS = """
@@ -79,7 +79,7 @@ def page(title: str, body: str) -> str:
 def to_png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     import matplotlib
-    with matplotlib.rc_context(plots.STYLE):
+    with matplotlib.rc_context(_style.STYLE):
         figure.savefig(buffer, format='png', dpi=DPI)
     return buffer.getvalue()
 
@@ -108,7 +108,7 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
         'parameters': None if m.get('num_parameters') is None else f"{m['num_parameters']:,}",
         'seed': m.get('seed'), 'split_rule': m['split_rule'],
         'splits': '; '.join(
-            f"{n}: {plots.classes_text(s['classes'])}, {s['images']} test images" for n, s in m['splits'].items()),
+            f"{n}: {_style.classes_text(s['classes'])}, {s['images']} test images" for n, s in m['splits'].items()),
         'absent_splits': ', '.join(absent) or None,
         'training_images': f"{sum(m['train_images_per_class']):,}, largest class {max(m['train_images_per_class'])}, "
                            f"smallest {min(m['train_images_per_class'])}",

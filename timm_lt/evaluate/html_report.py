@@ -6,7 +6,7 @@ from typing import Any
 
 from .._files import write_text
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
-from . import plots
+from . import _style, plots
 from ._html import escape, facts_table, page, parameters_of, picture, protocol_of, title_of, to_png
 from .runs import load_run
 
@@ -117,7 +117,7 @@ def _tiles(m: Mapping[str, Any]) -> str:
         kind = key if key in SPLIT_NAMES else 'other'
         if key in SPLIT_NAMES:
             split = m['splits'][key]
-            label = f"{label} · {plots.classes_text(split['classes'])}"
+            label = f"{label} · {_style.classes_text(split['classes'])}"
         tiles.append(f"<div class='tile {kind}'><span>{label}</span>{shown}<small>{small}</small></div>")
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 

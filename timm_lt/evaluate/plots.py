@@ -1,62 +1,32 @@
-"""Figures of one style. Every function returns a matplotlib figure; ``save`` writes it.
+"""Figures of the reports. Every function returns a matplotlib figure; ``_style.save`` writes it."""
 
-Splits differ in lightness, marker and hatch, so that a grey print stays readable. Figures are built without pyplot: no
-global state, no display.
-"""
-
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .._files import whole_file
 from .._validate import check_class_counts
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
+from ._style import (
+    FLOOR,
+    GREY,
+    INK,
+    RUN_COLORS,
+    RUN_LINES,
+    SPLIT_COLORS,
+    SPLIT_HATCHES,
+    SPLIT_MARKERS,
+    blues,
+    classes_text,
+    label_ends,
+    legend_below,
+    new_figure,
+    plain_log_ticks,
+    short,
+    styled,
+)
 from .metrics import ECE_BINS, check_predictions, expected_calibration_error, predict, resolve_split_rule
-
-INK, GREY, PALE = '#1f2328', '#8b929a', '#e4e7ea'
-SPLIT_COLORS = {'many': '#17375e', 'medium': '#2f8f9d', 'few': '#f2a65a'}  # dark, middle, light
-SPLIT_MARKERS = {'many': 'o', 'medium': 's', 'few': '^'}
-SPLIT_HATCHES = {'many': '', 'medium': '', 'few': '////'}
-RUN_COLORS = ('#17375e', '#d1603d', '#2f8f9d', '#b8a13a', '#7a5195', '#5b6770')
-RUN_LINES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-FLOOR = 1e-3  # smaller losses are drawn as this: on a logarithmic scale they would hide all others
-STYLE = {
-    'font.size': 9.0, 'axes.titlesize': 9.5, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-    'axes.labelcolor': INK, 'axes.edgecolor': GREY, 'axes.linewidth': 0.8, 'text.color': INK,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True,
-    'grid.color': PALE, 'grid.linewidth': 0.8, 'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8.0,
-    'ytick.labelsize': 8.0, 'legend.frameon': False, 'legend.fontsize': 8.0, 'lines.linewidth': 1.8,
-    'hatch.linewidth': 0.6, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100,
-}
-
-
-def classes_text(number: int) -> str:
-    """``'1 class'``, ``'2 classes'``."""
-    return f'{number} class' if number == 1 else f'{number} classes'
-
-
-def styled(draw: Callable) -> Callable:
-    """Decorator: the style holds while a figure is drawn, and nowhere else."""
-    @functools.wraps(draw)
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        import matplotlib
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return inner
-
-
-def save(figure: Any, path: str | Path, dpi: int = 160) -> Path:
-    """Write a figure as PNG, whole or not at all."""
-    path = Path(path)
-    import matplotlib
-    with matplotlib.rc_context(STYLE), whole_file(path) as temporary:  # ticks and hatches read it when they are drawn
-        figure.savefig(temporary, format='png', dpi=dpi)
-    return path
 
 
 @styled
@@ -69,7 +39,7 @@ def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, An
     """
     reports = [reports] if isinstance(reports, Mapping) else list(reports)
     single = len(reports) == 1
-    figure, (axes,) = _figure(1, width=6.4, height=3.6)
+    figure, (axes,) = new_figure(1, width=6.4, height=3.6)
     for k, result in enumerate(reports):
         x, y = _tested(result)
         if single:
@@ -87,11 +57,11 @@ def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, An
         color = GREY if single else RUN_COLORS[k % len(RUN_COLORS)]
         axes.plot(grid, smooth, color=color, ls=RUN_LINES[k % len(RUN_LINES)], label=label, zorder=2)
     axes.set_xscale('log')
-    _plain_log_ticks(axes.xaxis)
+    plain_log_ticks(axes.xaxis)
     axes.invert_xaxis()
     axes.set(xlabel='training images of the class (large to small)', ylabel='accuracy of the class [%]', ylim=(-3, 103),
              title='Accuracy against class size')
-    _legend_below(axes)
+    legend_below(axes)
     return figure
 
 
@@ -108,7 +78,7 @@ def per_class_bars(result: Mapping[str, Any], class_names: Sequence[str] | None 
     order = torch.argsort(counts, descending=True, stable=True)
     accuracy = np.array([np.nan if a is None else a for a in result['per_class']], dtype=float)[order.numpy()]
     place = np.arange(len(counts))
-    figure, (top, bottom) = _figure(2, width=8.0, height=4.4, rows=2, height_ratios=(3, 1), sharex=True)
+    figure, (top, bottom) = new_figure(2, width=8.0, height=4.4, rows=2, height_ratios=(3, 1), sharex=True)
     width = 0.82 if len(counts) <= 200 else 1.0
     for name in SPLIT_NAMES:
         chosen = splits[name][order].numpy()
@@ -131,28 +101,28 @@ def per_class_bars(result: Mapping[str, Any], class_names: Sequence[str] | None 
     top.grid(axis='x', visible=False)
     bottom.grid(axis='x', visible=False)
     bottom.set_yscale('log')
-    _plain_log_ticks(bottom.yaxis, (1.0,) if counts.max() >= 50 * counts.min().clamp(min=1) else (1.0, 3.0))
+    plain_log_ticks(bottom.yaxis, (1.0,) if counts.max() >= 50 * counts.min().clamp(min=1) else (1.0, 3.0))
     bottom.set(ylabel='training\nimages', xlim=(-0.8, len(counts) - 0.2))
     if class_names is not None and len(counts) <= 40:
-        bottom.set_xticks(place, [_short(class_names[c]) for c in order.tolist()])
-        if max(len(_short(n)) for n in class_names) * len(counts) > 90:
+        bottom.set_xticks(place, [short(class_names[c]) for c in order.tolist()])
+        if max(len(short(n)) for n in class_names) * len(counts) > 90:
             bottom.tick_params(axis='x', rotation=60)
             for label in bottom.get_xticklabels():
                 label.set_horizontalalignment('right')
                 label.set_rotation_mode('anchor')
     else:
         bottom.set_xlabel('class, sorted by size')
-    _legend_below(top)
+    legend_below(top)
     return figure
 
 
 @styled
 def split_confusion(result: Mapping[str, Any]) -> Any:
     """Where the images of a split go: percent predicted as a class of each split."""
-    figure, (axes,) = _figure(1, width=3.9, height=3.5)
+    figure, (axes,) = new_figure(1, width=3.9, height=3.5)
     table = result['split_confusion']
     values = np.array([[np.nan if table[t][p] is None else table[t][p] for p in SPLIT_NAMES] for t in SPLIT_NAMES])
-    axes.imshow(np.nan_to_num(values), cmap=_blues(), vmin=0, vmax=100)
+    axes.imshow(np.nan_to_num(values), cmap=blues(), vmin=0, vmax=100)
     for i in range(3):
         for j in range(3):
             if np.isnan(values[i, j]):
@@ -190,7 +160,7 @@ def reliability(logits: Any, targets: Any, class_counts: Any, *, split_rule: str
     confidence = outcome['confidence'].double()
     usable = torch.isfinite(confidence)
     panels = {'all': usable, **{name: usable & mask[targets] for name, mask in splits.items()}}
-    figure, grid = _figure(4, width=9.6, height=2.9, columns=4, sharey=True)
+    figure, grid = new_figure(4, width=9.6, height=2.9, columns=4, sharey=True)
     edges = np.linspace(0, 1, ECE_BINS + 1)
     for axes, (name, chosen) in zip(grid, panels.items()):
         axes.plot([0, 100], [0, 100], color=GREY, lw=1, ls=(0, (4, 3)), zorder=1)
@@ -233,7 +203,7 @@ def weight_norms(weight: Any, class_counts: Any, *, split_rule: str = 'gt100_lt2
     splits = distribution.splits(resolve_split_rule(distribution, split_rule))
     order = torch.argsort(distribution.counts, descending=True, stable=True)
     norms = weight.reshape(len(weight), -1).norm(dim=1)[order].numpy()
-    figure, (axes,) = _figure(1, width=6.4, height=3.2)
+    figure, (axes,) = new_figure(1, width=6.4, height=3.2)
     axes.plot(norms, color=GREY, lw=1, zorder=1)
     for name in SPLIT_NAMES:
         place = splits[name][order].nonzero().flatten().numpy()
@@ -242,7 +212,7 @@ def weight_norms(weight: Any, class_counts: Any, *, split_rule: str = 'gt100_lt2
                       label=f'{name}: mean {norms[place].mean():.2f}', zorder=2)
     axes.set(ylim=(0, 1.12 * norms.max()), xlabel='class, sorted by size (large to small)',
              ylabel='norm of the weights', title='Classifier weight norms')
-    _legend_below(axes)
+    legend_below(axes)
     return figure
 
 
@@ -253,7 +223,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
     Args:
         rows: Of ``summary.csv``, see :func:`timm_lt.evaluate.html_report.read_summary`.
     """
-    figure, (left, right) = _figure(2, width=9.0, height=3.2, columns=2)
+    figure, (left, right) = new_figure(2, width=9.0, height=3.2, columns=2)
     for key, label, style in (('train_loss', 'training', '-'), ('val_loss', 'validation', '--'),
                               ('eval_loss', 'evaluation', '--')):
         x, y = _column(rows, key)
@@ -280,7 +250,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
         right.plot(x, y, color=color, lw=2.4 if name == 'top1' else 1.6, ls='-' if name == 'top1' else '--',
                    marker=SPLIT_MARKERS.get(name), ms=4.5, mec='white', mew=0.5, markevery=max(1, len(x) // 8))
         ends.append((y[-1], x[-1], name, color))
-    _label_ends(right, ends)
+    label_ends(right, ends)
     right.set(xlabel='epoch', ylabel='accuracy [%]', title=f'Accuracy{part}')
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -297,7 +267,7 @@ def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
     Args:
         rows: Of the ``summary.csv`` of a run with ``--gkp``, see :func:`timm_lt.evaluate.runs.read_summary`.
     """
-    figure, panels = _figure(6, width=10.4, height=5.4, rows=2, columns=3)
+    figure, panels = new_figure(6, width=10.4, height=5.4, rows=2, columns=3)
     quality, similarity, penalty, radii, sizes, bank = panels
     for axes, key, title in ((quality, 'quality', 'Feature quality'),
                              (similarity, 'gradient_similarity', 'Class gradient to batch gradient (cosine)')):
@@ -306,7 +276,7 @@ def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
             axes.plot(x, y, color=SPLIT_COLORS[name], marker=SPLIT_MARKERS[name], ms=4, mec='white', mew=0.5,
                       markevery=max(1, len(x) // 8), label=name)
         axes.set(title=title)
-    _legend_below(quality)
+    legend_below(quality)
     x, y = _column(rows, 'penalty')
     penalty.plot(x, y, color=INK)
     penalty.set(title='Penalty, and alpha (dotted)')
@@ -343,7 +313,7 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
         names: Name of each run.
     """
     figures = ('top1', 'balanced_accuracy', *SPLIT_NAMES)
-    figure, (axes,) = _figure(1, width=8.0, height=3.5)
+    figure, (axes,) = new_figure(1, width=8.0, height=3.5)
     width = 0.8 / len(reports)
     for k, (result, name) in enumerate(zip(reports, names)):
         mean = result.get('mean', result)
@@ -364,14 +334,14 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
     axes.set(ylabel='accuracy [%]', ylim=(0, 105), title='Accuracy by split')
     axes.grid(axis='x', visible=False)
     axes.tick_params(axis='x', length=0)
-    _legend_below(axes)
+    legend_below(axes)
     return figure
 
 
 @styled
 def compare_curves(summaries: Sequence[Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Any:
     """Top-1 and split accuracies over the epochs of several runs."""
-    figure, panels = _figure(4, width=10.4, height=2.8, columns=4)
+    figure, panels = new_figure(4, width=10.4, height=2.8, columns=4)
     prefix, part = _measured_part(summaries)
     for axes, key in zip(panels, ('top1', *SPLIT_NAMES)):
         for k, (rows, name) in enumerate(zip(summaries, names)):
@@ -395,7 +365,7 @@ def landscape_lines(line: Mapping[str, Any]) -> Any:
     Args:
         line: Of :func:`timm_lt.evaluate.landscape.loss_line`.
     """
-    figure, (axes,) = _figure(1, width=5.6, height=3.5)
+    figure, (axes,) = new_figure(1, width=5.6, height=3.5)
     ends = []
     curves = {name: np.maximum(np.array(losses, dtype=float), FLOOR) for name, losses in line['loss'].items()}
     for name, losses in curves.items():
@@ -406,7 +376,7 @@ def landscape_lines(line: Mapping[str, Any]) -> Any:
     finite = np.concatenate([v[np.isfinite(v)] for v in curves.values()])
     if finite.size and finite.max() > 50 * finite.min():
         axes.set_yscale('log')
-    _label_ends(axes, ends)
+    label_ends(axes, ends)
     axes.axvline(0, color=GREY, lw=0.8, zorder=1)
     axes.set(xlabel='step along a filter-normalised random direction', ylabel='loss', title='Loss landscape by split')
     return figure
@@ -420,7 +390,8 @@ def landscape_surfaces(surface: Mapping[str, Any]) -> Any:
         surface: Of :func:`timm_lt.evaluate.landscape.loss_surface`.
     """
     splits = list(surface['loss'])
-    figure, panels = _figure(len(splits), width=2.9 * len(splits) + 0.9, height=3.2, columns=len(splits), sharey=True)
+    columns = len(splits)
+    figure, panels = new_figure(columns, width=2.9 * columns + 0.9, height=3.2, columns=columns, sharey=True)
     values = {name: np.log10(np.maximum(np.array(surface['loss'][name], dtype=float), FLOOR)) for name in splits}
     finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
@@ -438,13 +409,6 @@ def landscape_surfaces(surface: Mapping[str, Any]) -> Any:
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{10 ** v:.2g}'))
     bar.set_label('loss (one scale)')
     return figure
-
-
-def _figure(panels: int, *, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, list(axes.flat)[:panels]
 
 
 def _tested(result: Mapping[str, Any]) -> tuple[Any, np.ndarray]:
@@ -485,45 +449,3 @@ def _measured_part(summaries: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[st
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     pairs = [(r.get('epoch', k), r[key]) for k, r in enumerate(rows) if r.get(key) is not None]
     return [p[0] for p in pairs], [p[1] for p in pairs]
-
-
-def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names and last values right of the lines, pushed apart where they would overlap."""
-    ends = [end for end in ends if np.isfinite(end[0])]
-    if not ends:
-        return
-    low, high = axes.get_ylim()
-    log = axes.get_yscale() == 'log'
-    to = np.log10 if log else (lambda v: v)
-    low, high = to(low), to(high)
-    gap = 0.075 * (high - low)
-    place = -np.inf
-    for value, x, name, color in sorted(ends):
-        place = max(to(value), place + gap)
-        axes.annotate(
-            f"{'top-1' if name == 'top1' else name} {value:.3g}", (x, value), (1.02, (place - low) / (high - low)),
-            xycoords='data', textcoords='axes fraction', va='center', color=INK, fontsize=8, annotation_clip=False,
-            arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.8, 'shrinkA': 1, 'shrinkB': 2})
-
-
-def _legend_below(axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    columns = 4 if sum(map(len, labels)) < 80 else 2
-    axes.figure.legend(handles, labels, loc='outside lower center', ncols=min(columns, max(1, len(labels))),
-                       handlelength=1.8, columnspacing=1.6)
-
-
-def _plain_log_ticks(axis: Any, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-    axis.set_major_locator(LogLocator(10, subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _blues() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-    return LinearSegmentedColormap.from_list('ink', ['#ffffff', '#17375e'])
-
-
-def _short(name: str, length: int = 16) -> str:
-    return name if len(name) <= length else name[:length - 1] + '…'
