@@ -16,7 +16,8 @@ from timm_lt.training.config import parse_args
 def arguments(tmp_path, **options):
     return Namespace(**{
         'protocol': 'quick', 'recipes': 'cifar10_lt', 'methods': list(accuracy.METHODS), 'ratios': [100.0],
-        'seeds': [0], 'epochs': None, 'split_rule': 'thirds', 'dataset': 'timm_lt/digits', 'output': tmp_path, 'extra': [], **options})
+        'seeds': [0], 'epochs': None, 'split_rule': 'thirds', 'dataset': 'timm_lt/digits', 'output': tmp_path,
+        'extra': [], **options})
 
 
 @pytest.mark.parametrize('protocol', ['quick', 'paper'])
