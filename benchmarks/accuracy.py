@@ -283,7 +283,7 @@ def write_results(runs, metrics, rows, args):
         'hardware': f'{platform.machine()}, {os.cpu_count()} cores, {device}',
         'torch': torch.__version__, 'seeds': args.seeds,
         'recipes': {
-            m: shlex.join(options_of(m, args)).replace(f'{ROOT}/', '') for m in args.methods},
+            m: shlex.join([*options_of(m, args), *args.extra]).replace(f'{ROOT}/', '') for m in args.methods},
         'starts_on': {m: METHODS[m].after for m in args.methods if METHODS[m].after},
         'rows': [
             {'row': label, 'ratio': ratio, 'seed': seed, **{k: figures[k] for k in (*FIGURES, 'ece')}}
