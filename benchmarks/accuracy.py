@@ -17,7 +17,6 @@ report the last epoch; nothing is chosen on the test set.
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from threading import Event
 
 import torch
 import yaml
+from _report import provenance
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ('top1', 'many', 'medium', 'few')
@@ -145,6 +145,10 @@ def plan(args):
     return list(runs.values())
 
 
+def threads_of(args):
+    return args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+
+
 def train(run, args):
     try:
         if run.first is not None:
@@ -157,12 +161,12 @@ def train(run, args):
 def train_now(run, args):
     folder = args.output / run.name
     if not (folder / 'metrics.json').is_file():
-        threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
         command = [
             sys.executable, str(ROOT / 'train_lt.py'), *run.options, '--output', str(args.output), '--experiment',
             run.name, '--resume', 'auto', '--quiet', '--checkpoint-every', '5']
+        env = os.environ | {'OMP_NUM_THREADS': str(threads_of(args))}
         with open(args.output / f'{run.name}.log', 'a') as log:
-            code = subprocess.call(command, stdout=log, stderr=log, env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+            code = subprocess.call(command, stdout=log, stderr=log, env=env)
         if code:
             print(f'{run.name}: failed, see {run.name}.log', flush=True)
             return None
@@ -270,18 +274,11 @@ def plot(rows, args):
         plt.close(fig)
 
 
-def commit():
-    answer = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], cwd=ROOT, capture_output=True, text=True)
-    return answer.stdout.strip() or 'unknown'
-
-
 def write_results(runs, metrics, rows, args):
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     (args.output / 'results.json').write_text(json.dumps({
-        'commit': commit(), 'protocol': args.protocol, 'dataset': args.dataset.rsplit('/', 1)[-1],
-        'hardware': f'{platform.machine()}, {os.cpu_count()} cores, {device}',
-        'torch': torch.__version__, 'seeds': args.seeds,
+        **provenance(device, threads_of(args)), 'runs side by side': args.jobs, 'protocol': args.protocol,
+        'dataset': args.dataset.rsplit('/', 1)[-1], 'seeds': args.seeds,
         'recipes': {
             m: shlex.join([*options_of(m, args), *args.extra]).replace(f'{ROOT}/', '') for m in args.methods},
         'starts_on': {m: METHODS[m].after for m in args.methods if METHODS[m].after},

@@ -16,8 +16,6 @@ learning rate is 0, so that each call does the same work.
 import argparse
 import csv
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn as nn
+from _report import provenance
 from _steps import (
     HeadOnly,
     Step,
@@ -262,12 +261,6 @@ def second_stages(bench: Bench) -> Iterator[Row]:
 PARTS = {f.__name__: f for f in (optimizers, losses, second_stages, classes, groups, parameters)}
 
 
-def commit() -> str:
-    answer = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return answer.stdout.strip() or 'unknown'
-
-
 def markdown(rows: list[Row], heading: str) -> str:
     lines = [heading]
     for part in dict.fromkeys(r.part for r in rows):
@@ -318,9 +311,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     start, rows = time.perf_counter(), []
-    hardware = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'{platform.machine()} CPU'
-    heading = (f'torch {torch.__version__}, {hardware}, {args.threads} thread(s), commit {commit()}; time as a '
-               f'multiple of the first row of each table, median over rounds.')
+    heading = ', '.join(f'{k} {v}' for k, v in provenance(device).items()) + (
+        '; time as a multiple of the first row of each table, median over rounds.')
     args.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, args.seconds, args.class_counts and json.loads(args.class_counts.read_text()))
     for part in args.parts:

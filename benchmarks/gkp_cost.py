@@ -1,6 +1,6 @@
 """Cost of GKP's epoch ends (quality, bank, groups, anchors, Fishers) as a share of an epoch of plain steps.
 
-    python benchmarks/gkp_cost.py [--model resnet32_cifar] [--batch 128] [--device cpu]
+    python benchmarks/gkp_cost.py [--model resnet32_cifar] [--batch 128] [--device cpu] [--output FILE.txt]
 
 Synthetic images with the class counts of CIFAR-100-LT, r = 100 (10,847 images). An epoch is its number of steps times
 the median of measured plain steps; beside GSA's own steps the share is smaller by their cost.
@@ -9,10 +9,12 @@ the median of measured plain steps; beside GSA's own steps the share is smaller 
 import argparse
 import contextlib
 import statistics
+from pathlib import Path
 from types import SimpleNamespace
 
 import timm
 import torch
+from _report import Report
 from _timing import timed
 
 import timm_lt  # noqa: F401  registers networks and optimizers
@@ -27,6 +29,7 @@ def main():
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--regroup-every', type=int, default=10)
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--output', type=Path, help='text file for what is printed')
     args = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(args.device)
@@ -60,9 +63,12 @@ def main():
     regroup = timed(lambda: gkp.on_epoch_end(trainer, 4))
     epoch = statistics.median(steps) * (int(counts.sum()) // args.batch)
     mean = usual + (regroup - usual) / args.regroup_every
-    print(f'{len(chosen)} images measured of {int(counts.sum())}; epoch of plain steps {epoch:.1f} s')
-    print(f'epoch end {usual:.2f} s = {100 * usual / epoch:.1f}%; with new groups, anchors and Fishers {regroup:.2f} s '
-          f'= {100 * regroup / epoch:.1f}%; regrouping every {args.regroup_every} epochs {100 * mean / epoch:.1f}%')
+    report = Report(device)
+    report.line(f'{len(chosen)} images measured of {int(counts.sum())}; epoch of plain steps {epoch:.1f} s')
+    report.line(
+        f'epoch end {usual:.2f} s = {100 * usual / epoch:.1f}%; with new groups, anchors and Fishers {regroup:.2f} s '
+        f'= {100 * regroup / epoch:.1f}%; regrouping every {args.regroup_every} epochs {100 * mean / epoch:.1f}%')
+    report.write(args.output)
 
 
 if __name__ == '__main__':

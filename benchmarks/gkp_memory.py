@@ -1,6 +1,7 @@
 """Memory and time of GKP's bank and grouping with as many classes as iNaturalist 2018, and the sums for ResNet-50.
 
     python benchmarks/gkp_memory.py [--classes 8142] [--epochs 20] [--encoder 100000] [--groups 4]
+        [--output FILE.txt]
 
 A small encoder walks at random, the quality of every class is random at every epoch: the worst case, in which a class's
 best epoch can be any one. Nothing is ever held per class but its best score and epoch.
@@ -10,8 +11,10 @@ import argparse
 import resource
 import tempfile
 import time
+from pathlib import Path
 
 import torch
+from _report import Report
 
 from timm_lt.gkp import MemoryBank, group_classes
 
@@ -22,7 +25,9 @@ def main():
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--encoder', type=int, default=100_000)
     parser.add_argument('--groups', type=int, default=4)
+    parser.add_argument('--output', type=Path, help='text file for what is printed')
     args = parser.parse_args()
+    report = Report()
     generator = torch.Generator().manual_seed(0)
     encoder = torch.randn(args.encoder, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
@@ -37,24 +42,25 @@ def main():
         files = list(bank.directory.iterdir())
         size = sum(f.stat().st_size for f in files)
         copies = args.classes * args.encoder * 4
-        print(f'{args.classes} classes, {len(bank.epochs)} distinct best epochs, {len(files)} files, '
-              f'{size / 1e6:.1f} MB on disk ({copies / 1e9:.1f} GB as one copy per class); '
-              f'{1e3 * seconds:.0f} ms an epoch')
+        report.line(f'{args.classes} classes, {len(bank.epochs)} distinct best epochs, {len(files)} files, '
+                    f'{size / 1e6:.1f} MB on disk ({copies / 1e9:.1f} GB as one copy per class); '
+                    f'{1e3 * seconds:.0f} ms an epoch')
         start = time.perf_counter()
         groups, source = group_classes(bank, args.groups)
-        print(f'grouped by {source} into {torch.bincount(groups).tolist()} classes '
-              f'in {time.perf_counter() - start:.1f} s')
+        report.line(f'grouped by {source} into {torch.bincount(groups).tolist()} classes '
+                    f'in {time.perf_counter() - start:.1f} s')
         start = time.perf_counter()
         bank.anchor((groups == 0).nonzero().flatten())
-        print(f'an anchor: {1e3 * (time.perf_counter() - start):.0f} ms')
+        report.line(f'an anchor: {1e3 * (time.perf_counter() - start):.0f} ms')
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f'peak host memory of this process: {peak:.2f} GB')
+    report.line(f'peak host memory of this process: {peak:.2f} GB')
     parameters = 23_508_032  # ResNet-50 without its classifier
     vector = parameters * 4 / 1e9
-    print(
+    report.line(
         f'ResNet-50, 100 epochs: at most {100 * vector:.1f} GB of snapshots (half in bfloat16), where one copy per '
         f'class takes {8142 * vector:.0f} GB; on the accelerator curvature and centre, {2 * vector:.2f} GB, and while '
         f'anchors are renewed live weights, anchor, Fisher and a gradient, {4 * vector:.2f} GB more')
+    report.write(args.output)
 
 
 if __name__ == '__main__':

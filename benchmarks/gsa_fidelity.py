@@ -1,6 +1,7 @@
 """How faithful GSA's cheaper ways of treating BatchNorm are to the exact one.
 
     python benchmarks/gsa_fidelity.py [--model resnet32_cifar] [--size 32] [--batch 128] [--groups 2 4 8] [--device cpu]
+        [--output FILE.txt]
 
 Fidelity is the cosine between (gradient of the approximation - plain gradient) and (exact gradient - plain gradient),
 by number of groups (size quantiles), on long-tailed and on balanced batches of made images, after 10 and 20 plain
@@ -9,10 +10,12 @@ steps. Their cost stands in ``cost.py``.
 
 import argparse
 import copy
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from _report import Report
 
 import timm_lt  # noqa: F401  registers networks and optimizers
 from timm_lt.data import long_tailed_counts
@@ -32,9 +35,11 @@ def main():
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--groups', type=int, nargs='+', default=[2, 4, 8])
     parser.add_argument('--device', default='cpu')
+    parser.add_argument('--output', type=Path, help='text file for what is printed')
     args = parser.parse_args()
     torch.manual_seed(0)
     device = torch.device(args.device)
+    report = Report(device)
     counts = long_tailed_counts(500, 100, 100)
     model = timm.create_model(args.model, num_classes=100).to(device)
     label_chance = counts.double() / counts.sum()
@@ -73,8 +78,9 @@ def main():
                         effect[kind] = flat_gradient(own) - plain
                     for kind, values in found.items():
                         values.append(float(F.cosine_similarity(effect[kind], effect['batch'], dim=0)))
-                print(f'{10 * checkpoint + 10} steps, G={groups}, {labels}: ' + ', '.join(
-                    f'{kind} {min(v):.2f} to {max(v):.2f}' for kind, v in found.items()), flush=True)
+                report.line(f'{10 * checkpoint + 10} steps, G={groups}, {labels}: ' + ', '.join(
+                    f'{kind} {min(v):.2f} to {max(v):.2f}' for kind, v in found.items()))
+    report.write(args.output)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Speed of the training loop: this package's, timm's own loader with a plain step, and a bare loop on ready batches.
 
     python benchmarks/loop_speed.py [--model resnet20_cifar] [--batch-size 128] [--steps 8] [--rounds 9] [--workers 1]
+        [--output FILE.txt]
 
 One round trains ``--steps`` steps with each, one after the other, on the embedded digits:
 
@@ -29,6 +30,7 @@ import timm
 import timm.data
 import torch
 import torch.nn.functional as F
+from _report import Report
 from _timing import ratios_in_turns
 from accelerate import Accelerator
 from timm.scheduler import create_scheduler_v2
@@ -123,6 +125,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--workers', type=int, default=1, help="worker processes of timm's loader")
     parser.add_argument('--threads', type=int, default=0, help="torch's threads; 0: as they are")
+    parser.add_argument('--output', type=Path, help='text file for what is printed')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -142,13 +145,15 @@ def main():
         cpu = {name: [] for name in functions}
         ratios = ratios_in_turns(
             {name: cpu_timed(function, cpu[name]) for name, function in functions.items()}, 'bare', args.rounds)
-    where = torch.cuda.get_device_name() if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} thread(s)'
-    print(f'{args.model}, batch {args.batch_size}, {args.steps} steps a round, {args.rounds} rounds, {where}')
+    report = Report(device)
+    report.line(f'{args.model}, batch {args.batch_size}, {args.steps} steps a round, {args.rounds} rounds')
     for name, ratio in ratios.items():
         speed = args.steps * args.batch_size / ratio.milliseconds * 1e3
         work = statistics.median(a / b for a, b in zip(cpu[name][-args.rounds:], cpu['bare'][-args.rounds:]))
-        print(f'{name:16} {speed:9.0f} images/s   {ratio.median:.3f} of bare ({ratio.low:.3f} to {ratio.high:.3f})   '
-              f'CPU time {work:.3f}')
+        report.line(
+            f'{name:16} {speed:9.0f} images/s   {ratio.median:.3f} of bare ({ratio.low:.3f} to {ratio.high:.3f})   '
+            f'CPU time {work:.3f}')
+    report.write(args.output)
 
 
 if __name__ == '__main__':
