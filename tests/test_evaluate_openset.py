@@ -11,8 +11,9 @@ from timm_lt.evaluate import (
     open_set_f_measure,
     open_set_report,
     open_set_scores,
+    reject,
 )
-from timm_lt.evaluate.openset import open_set_counts, reject, threshold_free
+from timm_lt.evaluate.openset import open_set_counts, threshold_free
 
 
 def make(num_known=150, num_unknown=80, seed=0):
@@ -125,3 +126,33 @@ def test_threshold_without_unknown_images_keeps_the_share_of_known_ones():
     assert choose_threshold(scores, logits.argmax(1), labels, keep=0.9) == chosen
     result = open_set_report(scores, logits.argmax(1), labels, threshold=chosen)
     assert result['threshold_rule'] == chosen['rule']
+
+
+def test_accuracy_after_rejection_counts_a_rejected_known_image_as_wrong():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, -1])
+    predictions = torch.tensor([0, 0, 0, 1, 1, 1, 2, 0, 2])
+    scores = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.9, 0.1, 0.1, 0.9, 0.9])
+    found = open_set_report(scores, predictions, labels, threshold=0.5, class_counts=[200, 50, 5, 3])
+    assert (found['top1'], found['many'], found['medium'], found['few']) == (37.5, 50.0, 50.0, 0.0)
+    assert found['split_rule'] == 'gt100_lt20'
+    kept = reject(predictions, scores, 0.5)
+    assert kept.tolist() == [0, 0, -1, 1, 1, -1, -1, 0, 2]
+    assert 'many' not in open_set_report(scores, predictions, labels, threshold=0.5)
+    unknown = open_set_report(scores, predictions, torch.full((9,), -1), threshold=0.5, class_counts=[200, 50, 5, 3])
+    assert unknown['top1'] is None and unknown['many'] is None
+    with pytest.raises(ValueError, match=r'in \[0, 1\], the classes of class_counts, got 2'):
+        open_set_report(scores, predictions, labels, threshold=0.5, class_counts=[200, 50])
+
+
+@pytest.mark.parametrize('labels, predictions', [(None, None), ([-1, -1], None), ([-1, -1], [0, 0])])
+def test_threshold_needs_a_known_image(labels, predictions):
+    scores = torch.tensor([] if labels is None else [1.0, 2.0])
+    with pytest.raises(ValueError, match='at least one validation image of a known class'):
+        choose_threshold(scores, predictions, labels)
+
+
+def test_scores_that_are_nan_choose_no_threshold_and_are_rejected():
+    scores = torch.tensor([0.9, float('nan')])
+    with pytest.raises(ValueError, match='1 of 2 validation scores are NaN'):
+        choose_threshold(scores)
+    assert reject(torch.tensor([1, 2]), scores, 0.5).tolist() == [1, -1]

@@ -7,11 +7,18 @@ from .html_comparison import write_comparison
 from .html_report import write_report
 from .landscape import measure_landscape
 from .metrics import gather_predictions, merge_seeds, report
-from .openset import choose_threshold, class_prototypes, open_set_f_measure, open_set_report, open_set_scores
+from .openset import (
+    choose_threshold,
+    class_prototypes,
+    open_set_f_measure,
+    open_set_report,
+    open_set_scores,
+    reject,
+)
 from .significance import compare, mcnemar
 
 __all__ = [
     'choose_threshold', 'class_prototypes', 'compare', 'gather_predictions', 'mcnemar', 'measure_landscape',
-    'merge_seeds', 'open_set_f_measure', 'open_set_report', 'open_set_scores', 'report', 'write_comparison',
+    'merge_seeds', 'open_set_f_measure', 'open_set_report', 'open_set_scores', 'reject', 'report', 'write_comparison',
     'write_report',
 ]

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_option, check_range
-from .metrics import CHUNK_ELEMENTS
+from .._validate import check_class_counts, check_option, check_range
+from ..class_distribution import ClassDistribution
+from .metrics import CHUNK_ELEMENTS, resolve_split_rule
 
 UNKNOWN = -1
 SCORES = ('softmax', 'energy', 'prototype')
@@ -89,7 +90,7 @@ def class_prototypes(features: Any, targets: Any, num_classes: int) -> Tensor:
 def reject(predictions: Any, scores: Any, threshold: float) -> Tensor:
     """Predictions with -1 where the score is below the threshold, (N,)."""
     predictions, scores = torch.as_tensor(predictions), torch.as_tensor(scores)
-    return predictions.masked_fill(scores < threshold, UNKNOWN)
+    return predictions.masked_fill(~(scores >= threshold), UNKNOWN)  # so that NaN is rejected, too
 
 
 def open_set_counts(predictions: Any, labels: Any) -> dict[str, int]:
@@ -139,9 +140,15 @@ def choose_threshold(
     """
     check_range('keep', keep, 0, 1, low_open=True)
     scores = torch.as_tensor(scores).double()
-    if scores.numel() == 0:
-        raise ValueError('choose_threshold needs at least one validation score')
     labels = None if labels is None else torch.as_tensor(labels)
+    if scores.numel() == 0 or (labels is not None and not bool((labels != UNKNOWN).any())):
+        raise ValueError(
+            f'choose_threshold needs at least one validation image of a known class, got {scores.numel()} images'
+            f'{", all labelled -1 (unknown)" if scores.numel() else ""}')
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            f'{int(scores.isnan().sum())} of {scores.numel()} validation scores are NaN: no threshold can be chosen; '
+            f'does the network have NaN weights?')
     if labels is None or predictions is None or not bool((labels == UNKNOWN).any()):
         if labels is not None:
             scores = scores[labels != UNKNOWN]
@@ -173,6 +180,8 @@ def open_set_report(
         *,
         threshold: float | Mapping[str, Any],
         score: str = 'softmax',
+        class_counts: Any = None,
+        split_rule: str = 'gt100_lt20',
 ) -> dict[str, Any]:
     """Open-set figures of one test, ready for JSON; F-measures are in [0, 1] as published, the others in percent.
 
@@ -182,19 +191,26 @@ def open_set_report(
         labels: Classes, (N,), -1 for unknown images.
         threshold: A number fixed beforehand, or the result of :func:`choose_threshold` on validation images.
         score: Name of the score, noted in the result.
+        class_counts: Training images per class, (C,), for accuracies by class size.
+        split_rule: Their rule, as in :func:`timm_lt.evaluate.report`.
 
     Returns:
-        ``f_measure_oltr``, ``f_measure_without_rejected``, ``counts``, ``auroc`` (known against unknown),
+        ``f_measure_oltr``, ``f_measure_without_rejected``, ``counts``, ``top1`` (known images, a rejected one counts as
+        wrong), with class counts ``many``, ``medium``, ``few`` (the same, mean over the classes of a split) and
+        ``split_rule``, ``auroc`` (known against unknown),
         ``fpr95`` (share of unknown images kept where at least 95% of the known ones are), ``oscr`` (area under the
         rate of known and right over the rate of unknown kept), ``threshold``, ``threshold_rule``, ``score``,
-        ``num_known``, ``num_unknown``. The threshold-free ones are None without known or unknown images.
+        ``num_known``, ``num_unknown``. The threshold-free ones are None without known or unknown images, an accuracy
+        without known images of its classes.
     """
     chosen = threshold if isinstance(threshold, Mapping) else {'threshold': threshold, 'rule': 'fixed beforehand'}
     scores, predictions, labels = torch.as_tensor(scores), torch.as_tensor(predictions), torch.as_tensor(labels)
-    counts = open_set_counts(reject(predictions, scores, chosen['threshold']), labels)
+    kept = reject(predictions, scores, chosen['threshold'])
+    counts = open_set_counts(kept, labels)
     return {
         **{f'f_measure_{d}': open_set_f_measure(counts, d) for d in DEFINITIONS},
         'counts': counts,
+        **_accuracy_after_rejection(kept, labels, class_counts, split_rule),
         **threshold_free(scores, predictions, labels),
         'threshold': float(chosen['threshold']),
         'threshold_rule': chosen['rule'],
@@ -202,6 +218,31 @@ def open_set_report(
         'num_known': int((labels != UNKNOWN).sum()),
         'num_unknown': int((labels == UNKNOWN).sum()),
     }
+
+
+def _accuracy_after_rejection(
+        predictions: Tensor,
+        labels: Tensor,
+        class_counts: Any,
+        split_rule: str,
+) -> dict[str, Any]:
+    known = labels != UNKNOWN
+    labels, right = labels[known], (predictions == labels)[known]
+    found: dict[str, Any] = {'top1': 100.0 * float(right.double().mean()) if len(labels) else None}
+    if class_counts is None:
+        return found
+    distribution = ClassDistribution(check_class_counts(class_counts, min_count=0, who='open_set_report'))
+    if len(labels) and int(labels.max()) >= distribution.num_classes:
+        raise ValueError(
+            f'labels must be -1 or in [0, {distribution.num_classes - 1}], the classes of class_counts, '
+            f'got {int(labels.max())}')
+    rule = resolve_split_rule(distribution, split_rule)
+    images = torch.bincount(labels, minlength=distribution.num_classes)
+    accuracy = 100.0 * torch.bincount(labels[right], minlength=distribution.num_classes).double() / images
+    for name, mask in distribution.splits(rule).items():
+        chosen = accuracy[mask & (images > 0)]
+        found[name] = float(chosen.mean()) if len(chosen) else None
+    return {**found, 'split_rule': rule}
 
 
 def threshold_free(scores: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float | None]:
