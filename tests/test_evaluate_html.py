@@ -108,6 +108,9 @@ def test_folder_without_metrics_and_damaged_files_are_named(tmp_path):
     with pytest.raises(ValueError, match='run cannot be read'):
         load_run(run)
     (run / 'metrics.json').write_text('{"top1": 3}')
+    with pytest.raises(ValueError, match="lacks .*'per_class'.*'num_images', 'num_classes'"):
+        load_run(run)
+    (run / 'metrics.json').write_text('3')
     with pytest.raises(ValueError, match="lacks .*'per_class'"):
         load_run(run)
 
@@ -123,6 +126,68 @@ def test_seeds_of_one_recipe_are_merged_and_recipes_named_by_what_differs(tmp_pa
 def test_one_run_given_twice_is_not_taken_for_two_seeds(tmp_path):
     run = load_run(write_run(tmp_path / 'run'))
     assert [len(g['runs']) for g in group_runs([run, run])] == [1, 1]
+
+
+def change_run(folder, metrics=None, args=None):
+    for name, values, read, write in (
+            ('metrics.json', metrics, json.loads, json.dumps), ('args.yaml', args, yaml.safe_load, yaml.safe_dump)):
+        path = folder / name
+        path.write_text(write({**read(path.read_text()), **(values or {})}))
+    return folder
+
+
+CORRECTED = {
+    'label': 'rebalance, tau 1, transductive', 'posthoc': 'rebalance, tau 1, transductive', 'transductive': True,
+    'fitted_on': 'the test images themselves', 'top1': 61.25, 'top5': 99.0, 'balanced_accuracy': 51.5, 'many': 70.0,
+    'medium': 60.0, 'few': 41.75, 'per_class': [70.0, 70.0, 60.0, 60.0, 50.0, 33.5], 'ece': 4.0}
+
+
+@pytest.mark.parametrize('metrics', [
+    {'posthoc': 'rebalance, tau 1, inductive'}, {'transductive': True}, {'num_images': 50}, {'split_rule': 'thirds'},
+    {'protocol': {'test_part': "split 'val'"}}, {'protocol': {'dataset': 'other'}},
+    {'train_images_per_class': [300, 150, 60, 30, 12, 4]}])
+def test_runs_that_were_measured_differently_are_not_merged(metrics, tmp_path):
+    runs = [write_run(tmp_path / 'a'), change_run(write_run(tmp_path / 'b', seed=1), metrics)]
+    assert [len(g['runs']) for g in group_runs([load_run(r) for r in runs])] == [1, 1]
+
+
+def test_runs_that_differ_only_in_how_they_were_carried_out_are_merged(tmp_path):
+    args = {'push_to_hub': 'me/b', 'log_with': 'tensorboard', 'checkpoint_every': 5, 'revision': 'b', 'quiet': True,
+            'hub': {'title': 'b'}, 'private': True}
+    runs = [write_run(tmp_path / 'a'), change_run(write_run(tmp_path / 'b', seed=1), args=args)]
+    assert [len(g['runs']) for g in group_runs([load_run(r) for r in runs])] == [2]
+
+
+def test_page_shows_the_figures_with_the_correction_and_labels_them(tmp_path):
+    run = change_run(write_run(tmp_path / 'run'), {'corrected': CORRECTED, 'protocol': {'reported_epoch': 0}})
+    page = write_report(run).read_text()
+    for text in ('61.25', '41.75', 'rebalance, tau 1, transductive', 'Fitted on the test images themselves',
+                 '<b>Transductive.</b>', '<td>reported epoch</td><td>1</td>'):
+        assert text in page, text
+
+
+def test_comparison_shows_the_figures_with_the_correction(tmp_path):
+    runs = [change_run(write_run(tmp_path / f'a{k}', seed=k), {'corrected': {**CORRECTED, 'top1': 61.0 + k}})
+            for k in range(2)]
+    page = write_comparison([*runs, write_run(tmp_path / 'b', loss='bs')], tmp_path / 'c.html', bootstrap=20)
+    page = page.read_text()
+    assert 'with rebalance, tau 1, transductive' in page
+    assert '<td>61.50<small>± 0.71</small></td>' in page and '<td>33.50<small>± 0.00</small></td>' in page
+
+
+def test_comparison_of_transductive_and_inductive_figures_says_so(tmp_path):
+    metrics = {'transductive': True, 'posthoc': 'rebalance, tau 1, transductive'}
+    runs = [write_run(tmp_path / 'a'), change_run(write_run(tmp_path / 'b', loss='bs'), metrics)]
+    page = write_comparison(runs, tmp_path / 'c.html', bootstrap=20).read_text()
+    assert 'The figures of loss bs are transductive' in page
+
+
+def test_page_shows_the_means_macro_f1_and_calibration_by_split(tmp_path):
+    run = write_run(tmp_path / 'run')
+    result = json.loads((run / 'metrics.json').read_text())
+    page = write_report(run).read_text()
+    for key in ('harmonic_mean', 'geometric_mean', 'macro_f1', 'ece_many', 'ece_medium', 'ece_few'):
+        assert f'<td>{result[key]:.2f}</td>' in page, key
 
 
 def test_comparison_marks_the_split_that_gained_and_only_it(tmp_path):
@@ -145,7 +210,7 @@ def test_comparison_over_seeds_uses_the_seeds(tmp_path):
 def test_comparison_warns_of_runs_that_are_not_comparable(tmp_path):
     runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', loss='bs', counts=[300, 150, 60, 30, 12, 4])]
     page = comparison_page(group_runs([load_run(r) for r in runs]), bootstrap=20)
-    assert 'not comparable' in page
+    assert 'differ in training class sizes: their figures are not comparable' in page
 
 
 def test_summary_rows_hold_numbers_or_none(tmp_path):

@@ -239,6 +239,21 @@ def test_seeds_are_merged_to_mean_and_deviation():
         merge_seeds([*reports, other])
 
 
+@pytest.mark.parametrize('change, message', [
+    ({'num_images': 5}, 'share num_images'), ({'transductive': True}, 'share transductive'),
+    ({'posthoc': 'rebalance, tau 1, inductive'}, 'share posthoc'), ({'seed': 0}, 'seed 0 stands 2 times')])
+def test_reports_that_are_no_repeats_are_not_merged(change, message):
+    first = {**report(*make(), COUNTS), 'seed': 0}
+    with pytest.raises(ValueError, match=message):
+        merge_seeds([first, {**first, 'seed': 1, **change}])
+
+
+def test_seeds_whose_correction_chose_its_own_strength_are_merged():
+    first = {**report(*make(), COUNTS), 'seed': 0, 'posthoc': 'logit_adjust, tau 1, inductive'}
+    second = {**first, 'seed': 1, 'posthoc': 'logit_adjust, tau 1.2, inductive'}
+    assert merge_seeds(r for r in (first, second))['num_seeds'] == 2
+
+
 def test_merged_split_that_is_absent_stays_absent():
     logits, targets = make()
     assert merge_seeds([report(logits, targets, [500] * 8)] * 2)['mean']['few'] is None

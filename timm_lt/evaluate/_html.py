@@ -115,8 +115,13 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
         'post_hoc': m.get('posthoc') or 'none',
         'transductive': 'yes' if m.get('transductive') else 'no',
     }
+    if corrected := m.get('corrected'):
+        facts['post_hoc'] = 'none in the main figures; those with the correction stand apart'
+        facts['correction'] = f"{corrected['label']}, fitted on {corrected['fitted_on']}"
     protocol = m.get('protocol')
     facts.update(protocol if isinstance(protocol, Mapping) else {'protocol': protocol})
+    if isinstance(facts.get('reported_epoch'), int):  # files count from 0, readers from 1
+        facts['reported_epoch'] += 1
     for key, form in (('wall_seconds', '{:.1f}'), ('images_per_second', '{:.1f}')):
         if m.get(key) is not None:
             facts[key] = form.format(m[key])

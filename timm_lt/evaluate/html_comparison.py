@@ -7,7 +7,7 @@ from typing import Any
 from .._files import write_text
 from . import plots
 from ._html import escape, p_value, page, parameters_of, picture, protocol_of, title_of, to_png
-from .runs import FIGURES, group_runs, load_run, significance_of
+from .runs import FIGURES, group_runs, load_run, measured_by, merge_corrected, significance_of
 from .significance import mark
 
 
@@ -20,8 +20,9 @@ def write_comparison(
 ) -> Path:
     """Write a page that compares runs; the first is what the others are compared with.
 
-    Runs whose ``args.yaml`` differ in the seed only are merged to mean and deviation. Marks: recipes with two seeds or
-    more on both sides are compared over seeds (Welch's t-test); single runs over the test images (paired bootstrap).
+    Runs measured alike whose ``args.yaml`` differ in the seed only (or in where and how the run was carried out) are
+    merged to mean and deviation. Marks: recipes with two seeds or more on both sides are compared over seeds (Welch's
+    t-test); single runs over the test images (paired bootstrap).
 
     Args:
         run_dirs: Run folders.
@@ -45,10 +46,16 @@ def comparison_page(groups: Sequence[Mapping[str, Any]], bootstrap: int = 2000, 
     tests = [{}] + [significance_of(groups[0], g, bootstrap, seed) for g in groups[1:]]
     body = [f'<h1>Comparison of {len(groups)} recipes</h1>',
             f"<p class='lead'>{escape('Baseline: ' + names[0])} · split rule {escape(firsts[0]['split_rule'])}</p>"]
-    rules = {(f['split_rule'], tuple(f['train_images_per_class']), f['num_images']) for f in firsts}
-    if len(rules) > 1:
-        body.append("<p class='note'>The runs differ in split rule, training class sizes or test images: "
-                    'their figures are not comparable.</p>')
+    measured = [measured_by(f) for f in firsts]
+    labels = {'split_rule': 'split rule', 'train_images_per_class': 'training class sizes',
+              'num_images': 'number of test images', 'test_part': 'test part', 'dataset': 'data set'}
+    differ = [label for key, label in labels.items() if len({str(m[key]) for m in measured if m[key]}) > 1]
+    if differ:
+        body.append(f"<p class='note'>The runs differ in {', '.join(differ)}: their figures are not comparable.</p>")
+    if len({m['transductive'] for m in measured}) > 1:
+        read = ', '.join(name for name, m in zip(names, measured) if m['transductive'])
+        body.append(f"<p class='note'>The figures of {escape(read)} are transductive, their correction read the "
+                    'unlabelled test set as a whole: not comparable with the inductive ones.</p>')
     if len({f.get('num_parameters') for f in firsts}) > 1:
         body.append("<p class='note'>The runs use networks of different size, see the table.</p>")
     body.append(_comparison_table(groups, tests))
@@ -80,18 +87,18 @@ def _comparison_table(groups: Sequence[Mapping[str, Any]], tests: Sequence[Mappi
         network = ' · '.join(filter(None, (metrics.get('model'), parameters_of(metrics.get('num_parameters')))))
         cells = [f"<td>{escape(g['name'])}<small>{escape(network)}</small></td><td>{len(g['runs'])}</td>"]
         for key, _ in columns:
-            mean, std = g['merged']['mean'][key], g['merged']['std'][key]
-            if mean is None:
-                cells.append("<td class='absent'>absent</td>")
-                continue
-            stars = mark(test.get(key))
-            spread = f'<small>± {std:.2f}</small>' if std is not None else ''
-            bold = " class='best'" if mean == best.get(key) else ''
-            cells.append(f'<td{bold}>{mean:.2f}{f"<sup>{stars}</sup>" if stars else ""}{spread}</td>')
+            mean = g['merged']['mean'][key]
+            best_one = mean is not None and mean == best.get(key)
+            cells.append(_figure_cell(mean, g['merged']['std'][key], mark(test.get(key)), best_one))
         rows.append(f"<tr>{''.join(cells)}</tr>")
+        if corrected := merge_corrected(g['runs']):
+            label, merged = corrected
+            cells = [f"<td>{escape(g['name'])}<small>with {escape(label)}</small></td><td>{len(g['runs'])}</td>"]
+            cells += [_figure_cell(merged['mean'][key], merged['std'][key]) for key, _ in columns]
+            rows.append(f"<tr>{''.join(cells)}</tr>")
     head = ''.join(f'<th>{label}</th>' for _, label in columns)
     how = sorted({t['how'] for t in tests if t})
-    notes = ['Percent; bold: best of the column.']
+    notes = ['Percent; bold: best of the column, corrections apart.']
     if how:
         notes.append(f"Marks: differs from the baseline, {'; '.join(how)}; * p &lt; 0.05, ** p &lt; 0.01, *** p &lt; "
                      '0.001, not corrected for the number of comparisons. A test over images says that two trained '
@@ -104,6 +111,14 @@ def _comparison_table(groups: Sequence[Mapping[str, Any]], tests: Sequence[Mappi
                 f"the other way round {found['first_only']}, p {p_value(found['p_value'])}.")
     return (f"<div class='scroll'><table><tr><th>recipe</th><th>seeds</th>{head}</tr>{''.join(rows)}</table></div>"
             f"<figcaption>{' '.join(notes)}</figcaption>")
+
+
+def _figure_cell(mean: float | None, std: float | None, stars: str = '', best: bool = False) -> str:
+    if mean is None:
+        return "<td class='absent'>absent</td>"
+    spread = f'<small>± {std:.2f}</small>' if std is not None else ''
+    bold = " class='best'" if best else ''
+    return f'<td{bold}>{mean:.2f}{f"<sup>{stars}</sup>" if stars else ""}{spread}</td>'
 
 
 def _protocol_table(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -73,6 +73,9 @@ def run_page(run: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
         body.append(
             f"<p class='note'>{m['non_finite']} images have scores that are NaN or infinite; they count as wrong.</p>")
     body.append(_tiles(m))
+    body.append(_further_figures(m))
+    if m.get('corrected'):
+        body.append('<h2>With the post-hoc correction</h2>' + _corrected(m))
     body.append('<h2>Accuracy by class size</h2>')
     body.append(picture(images, 'accuracy_by_class_size', 'Each mark is a class.'))
     body.append(picture(images, 'per_class', 'Dashed: mean of the split.'))
@@ -122,20 +125,50 @@ def _tiles(m: Mapping[str, Any]) -> str:
     return f"<div class='tiles'>{''.join(tiles)}</div>"
 
 
+def _further_figures(m: Mapping[str, Any]) -> str:
+    figures = [('harmonic_mean', 'harmonic mean'), ('geometric_mean', 'geometric mean'), ('macro_f1', 'macro-F1'),
+               *[(f'ece_{n}', f'ECE {n}') for n in SPLIT_NAMES]]
+    head = ''.join(f'<th>{label}</th>' for _, label in figures)
+    cells = ''.join(_cell(m.get(key), '.2f') for key, _ in figures)
+    return ("<div class='scroll'><table><tr><th></th>" + head + f'</tr><tr><td>further figures</td>{cells}</tr></table>'
+            '</div><figcaption>Harmonic and geometric mean are over the accuracies of the classes.</figcaption>')
+
+
+def _corrected(m: Mapping[str, Any]) -> str:
+    corrected = m['corrected']
+    figures = [('top1', 'top-1'), ('balanced_accuracy', 'balanced'), *[(n, n) for n in SPLIT_NAMES], ('ece', 'ECE')]
+    head = ''.join(f'<th>{label}</th>' for _, label in figures)
+    rows = ''.join(
+        f"<tr><td>{escape(name)}</td>{''.join(_cell(row.get(key), '.2f') for key, _ in figures)}</tr>"
+        for name, row in (('as trained', m), (corrected['label'], corrected)))
+    note = ''
+    if corrected['transductive']:
+        note = ("<p class='note'><b>Transductive.</b> The correction read the unlabelled test set as a whole; its "
+                'figures are not comparable with inductive ones.</p>')
+    return (f"{note}<div class='scroll'><table><tr><th></th>{head}</tr>{rows}</table></div>"
+            f"<figcaption>Fitted on {escape(corrected['fitted_on'])}. All else on this page is as trained."
+            '</figcaption>')
+
+
 def _open_set(found: Any) -> str:
     results = found if isinstance(found, list) else [found]
-    head = ('score', 'F (OLTR)', 'F (rejected known not counted)', 'AUROC', 'FPR@95', 'OSCR', 'threshold')
+    split_keys = [k for k in ('top1', *SPLIT_NAMES) if any(k in r for r in results)]
+    head = ('score', 'F (OLTR)', 'F (rejected known not counted)', *[k.replace('top1', 'top-1') for k in split_keys],
+            'AUROC', 'FPR@95', 'OSCR', 'threshold')
     titles = ''.join(f'<th>{h}</th>' for h in head) + "<th class='text'>chosen by</th>"
     rows = []
     for r in results:
         values = [r['score'], f"{r['f_measure_oltr']:.3f}", f"{r['f_measure_without_rejected']:.3f}"]
-        values += ['absent' if r[k] is None else f'{r[k]:.1f}' for k in ('auroc', 'fpr95', 'oscr')]
+        values += ['absent' if r.get(k) is None else f'{r[k]:.1f}' for k in (*split_keys, 'auroc', 'fpr95', 'oscr')]
         values.append(f"{r['threshold']:.4g}")
         cells = ''.join(f'<td>{escape(v)}</td>' for v in values)
         rows.append(f"<tr>{cells}<td class='text'>{escape(r['threshold_rule'])}</td></tr>")
     r = results[0]
-    return (f"<p>{r['num_known']} images of known classes, {r['num_unknown']} of unknown ones.</p>"
-            f"<div class='scroll'><table><tr>{titles}</tr>{''.join(rows)}</table></div>")
+    predictions = f" Predictions: {escape(r['predictions'])}." if r.get('predictions') else ''
+    return (f"<p>{r['num_known']} images of known classes, {r['num_unknown']} of unknown ones.{predictions}</p>"
+            f"<div class='scroll'><table><tr>{titles}</tr>{''.join(rows)}</table></div>"
+            + ('<figcaption>Accuracies are of the known images; a rejected one counts as wrong.</figcaption>'
+               if split_keys else ''))
 
 
 def _curvature(landscape: Mapping[str, Any]) -> str:

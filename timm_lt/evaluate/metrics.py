@@ -260,14 +260,21 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         and is None for one seed; a figure that a report lacks is None), ``per_class_mean``.
 
     Raises:
-        ValueError: If there is no report, or they differ in split rule or number of classes.
+        ValueError: If there is no report, a seed stands twice, or they differ in split rule, number of classes or test
+            images, or in the method of the correction.
     """
+    reports = list(reports)
     if not reports:
         raise ValueError('merge_seeds needs at least one report')
-    for key in ('split_rule', 'num_classes'):
-        values = {r.get(key) for r in reports}
-        if len(values) > 1:
-            raise ValueError(f'reports to merge must share {key}, got {sorted(map(str, values))}')
+    shared = {key: [r.get(key) for r in reports] for key in ('split_rule', 'num_classes', 'num_images')}
+    shared['transductive'] = [bool(r.get('transductive')) for r in reports]
+    shared['posthoc'] = [correction_method(r) for r in reports]
+    for key, values in shared.items():
+        if len(set(values)) > 1:
+            raise ValueError(f'reports to merge must share {key}, got {sorted(set(map(str, values)))}')
+    seeds = [r.get('seed') for r in reports]
+    if twice := [s for s in seeds if s is not None and seeds.count(s) > 1]:
+        raise ValueError(f'seed {twice[0]} stands {seeds.count(twice[0])} times; merge one report of each seed')
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for key in MERGED:
@@ -278,12 +285,17 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = zip(*(r['per_class'] for r in reports))
     return {
         'num_seeds': len(reports),
-        'seeds': [r.get('seed') for r in reports],
+        'seeds': seeds,
         'split_rule': reports[0].get('split_rule'),
         'mean': mean,
         'std': std,
         'per_class_mean': [None if None in column else float(np.mean(column)) for column in columns],
     }
+
+
+def correction_method(result: Mapping[str, Any]) -> str | None:
+    """Method of the correction behind the figures; each seed may have chosen its own strength."""
+    return result['posthoc'].split(',')[0] if result.get('posthoc') else None
 
 
 def _mean(values: Tensor) -> float | None:

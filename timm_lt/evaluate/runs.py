@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..class_distribution import ClassDistribution
-from .metrics import merge_seeds
+from .metrics import correction_method, merge_seeds
 from .significance import compare
 
 FIGURES = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
 )
-NOT_THE_RECIPE = ('seed', 'output', 'experiment', 'resume', 'data_dir', 'workers', 'log_interval')
 
 
 def load_run(run_dir: str | Path) -> dict[str, Any]:
@@ -50,8 +49,9 @@ def load_run(run_dir: str | Path) -> dict[str, Any]:
             run['args'] = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
     except (ValueError, KeyError, OSError) as e:
         raise ValueError(f'a file of the run {run_dir} cannot be read: {e}') from e
-    needed = ('top1', 'per_class', 'split_rule', 'splits', 'train_images_per_class')
-    missing = [k for k in needed if k not in run['metrics']]
+    needed = (
+        'top1', 'per_class', 'split_rule', 'splits', 'train_images_per_class', 'num_images', 'num_classes')
+    missing = [k for k in needed if not isinstance(run['metrics'], dict) or k not in run['metrics']]
     if missing:
         raise ValueError(
             f'{run_dir / "metrics.json"} lacks {missing}; it must hold a result of timm_lt.evaluate.report')
@@ -70,30 +70,56 @@ def _cell(text: str | None) -> Any:
 
 
 def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Runs of one recipe with different seeds together, in order of appearance.
+    """Runs of one recipe with different seeds, measured alike, together; in order of appearance.
 
     Returns:
         Of each recipe ``name`` (the options in which the recipes differ, where they are few), ``runs``, ``merged`` (of
         :func:`merge_seeds`).
     """
-    groups: list[tuple[dict | None, list[Mapping[str, Any]]]] = []
+    from ..training.config import configuration
+    groups: list[tuple[dict | None, dict[str, Any], list[Mapping[str, Any]]]] = []
     for run in runs:
-        recipe = None if not run['args'] else {k: v for k, v in run['args'].items() if k not in NOT_THE_RECIPE}
-        seed = run['metrics'].get('seed')
-        for known, members in groups:
-            if recipe is not None and seed is not None and recipe == known and all(
+        recipe = configuration(run['args']) if run['args'] else None
+        if recipe:
+            recipe.pop('seed', None)
+        measured, seed = measured_by(run['metrics']), run['metrics'].get('seed')
+        for known, known_measured, members in groups:
+            if recipe is not None and seed is not None and (recipe, measured) == (known, known_measured) and all(
                     seed != r['metrics'].get('seed') for r in members):
                 members.append(run)
                 break
         else:
-            groups.append((recipe, [run]))
-    names = _recipe_names([recipe for recipe, _ in groups])
+            groups.append((recipe, measured, [run]))
+    names = _recipe_names([recipe for recipe, _, _ in groups])
     found = []
-    for k, (_, members) in enumerate(groups):
+    for k, (_, _, members) in enumerate(groups):
         first = members[0]['name'] if len(members) == 1 else f"{members[0]['name']} and {len(members) - 1} more"
         merged = merge_seeds([r['metrics'] for r in members])
         found.append({'name': names[k] if names else first, 'runs': members, 'merged': merged})
     return found
+
+
+def measured_by(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """How the figures were measured; figures are repeats of one another only where this is the same."""
+    protocol = metrics.get('protocol')
+    protocol = protocol if isinstance(protocol, Mapping) else {}
+    return {
+        'split_rule': metrics['split_rule'], 'train_images_per_class': metrics['train_images_per_class'],
+        'num_images': metrics['num_images'], 'test_part': protocol.get('test_part'),
+        'dataset': protocol.get('dataset'), 'posthoc': correction_method(metrics),
+        'transductive': bool(metrics.get('transductive')),
+    }
+
+
+def merge_corrected(runs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]] | None:
+    """Label and :func:`merge_seeds` of the figures with the correction; None unless all runs have the same one."""
+    corrected = [r['metrics'].get('corrected') for r in runs]
+    if not all(corrected) or len({(correction_method(c), c['transductive']) for c in corrected}) > 1:
+        return None
+    reports = [
+        {**c, 'seed': r['metrics'].get('seed'), 'worst_class': min(a for a in c['per_class'] if a is not None)}
+        for c, r in zip(corrected, runs)]
+    return ' or '.join(dict.fromkeys(c['label'] for c in corrected)), merge_seeds(reports)
 
 
 def _recipe_names(recipes: Sequence[Mapping[str, Any] | None]) -> list[str] | None:
