@@ -21,6 +21,7 @@ from test_sam import (
     reference_gradient,
 )
 from test_sam_amp import Overflowing
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel as DDP
 from worker import leave
 
@@ -58,6 +59,8 @@ def check_processes_equal_one_process_with_the_joint_batch(wrap=lambda model, op
     for kind in ('mixed', 'sorted'):
         for name in ALL:
             alone = make_model('group')
+            # DDP sends buffers in a forward pass, which a process without a part does not make
+            alone.register_buffer('constant', torch.ones(3))
             model = copy.deepcopy(alone)
             optimizer, single = make_optimizer(model, name), make_optimizer(alone, name)
             model, optimizer = wrap(model, optimizer)
@@ -114,6 +117,17 @@ def check_buffers_after_a_step_are_those_of_one_plain_forward_of_ddp():
             plain.zero_grad()
             F.cross_entropy(plain(x), y).backward()
             assert_bit_equal(dict(model.named_buffers()), dict(plain.named_buffers()))
+    # the cheaper ways never pass through DDP with averaging, after which it sends the buffers of the first process
+    for mode in ('stacked', 'exact_ascent', 'group', 'frozen'):
+        model, plain = DDP(make_model('batch')), DDP(make_model('batch'))
+        optimizer = make_optimizer(model, 'ssesam', batchnorm=mode)
+        for step in range(3):
+            x, y = make_batch(6, seed=step * 10 + dist.get_rank())
+            optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+            plain.zero_grad()
+            F.cross_entropy(plain(x), y).backward()
+            for mine, other in zip(model.buffers(), plain.buffers()):
+                assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12), mode
 
 
 def check_local_ascent_perturbs_every_process_by_its_own_gradient():
@@ -206,6 +220,15 @@ def check_fsdp2_through_accelerate_equals_one_process():
         optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
         optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y))
         close(flat(p.full_tensor() for p in model.parameters()), flat(alone.parameters()), 'layers')
+        # what writes sharded checkpoints drops all but state and groups: the own state has to be in one of them
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('group'))
+        optimizer.optimizer.set_epoch(8, 10)
+        optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
+        state = get_optimizer_state_dict(model, optimizer.optimizer)
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('group'))
+        set_optimizer_state_dict(model, optimizer.optimizer, state)
+        own = optimizer.optimizer.state_dict()['sharpness_aware']
+        assert own == {'step': 1, 'epoch': 8, 'num_epochs': 10}, own
         # more parts than one need a pass each here, and BatchNorm's buffers must not see them
         model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('batch'))
         plain = make_model('batch')

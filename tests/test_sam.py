@@ -531,7 +531,10 @@ def forwards_of_a_step(name, norm, **options):
     sizes, training = [], []
     model.norm.register_forward_hook(lambda m, i, o: sizes.append(len(o)) or training.append(m.training))
     x, y = make_batch()
-    make_optimizer(model, name, **options).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    optimizer, closure = make_optimizer(model, name, **options), BatchClosure(model, nn.CrossEntropyLoss(), x, y)
+    optimizer.compute_grads(closure)
+    sizes.clear(), training.clear()  # the first step also tries whether samples meet in the network
+    optimizer.compute_grads(closure)
     return sizes, training, int((torch.tensor(COUNTS)[y] < ETA).sum())
 
 

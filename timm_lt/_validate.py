@@ -1,6 +1,7 @@
 """Checks of user input. Each raises with the name, the rule and the value, and says what to do."""
 
 import difflib
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def check_range(
         high_open: bool = False,
 ) -> float:
     """Return ``value`` if it is a finite number inside the interval, else raise a ValueError or TypeError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f'{name} must be a number, got {value!r}')
     below = low is not None and (value <= low if low_open else value < low)
     above = high is not None and (value >= high if high_open else value > high)

@@ -25,7 +25,7 @@ from .._types import ParamsT
 from .._validate import check_option, check_range
 from ._gradients import Part, class_aware_gradients, whole_batch_gradients
 from ._passes import couples_samples
-from ._tensors import global_norm, scale_
+from ._tensors import global_norm, local, scale_
 from ._wrapper import OptimizerWrapper, create_base
 from .closure import BatchClosure, check_ddp, unwrap_model
 
@@ -47,28 +47,33 @@ class SharpnessAware(OptimizerWrapper):
     Args:
         params: Parameters or groups, as for any optimizer.
         base: Name of any other optimizer of timm that takes the step.
-        every: Perturb at each ``every``-th step only, and take plain steps between (approximate and cheaper if > 1).
-        start_epoch: Perturb from this epoch on; before it, plain steps.
+        every: Perturb at each ``every``-th step only, and take plain steps between; approximate and cheaper if > 1.
+        start_epoch: Perturb from this epoch on; before it, plain steps; approximate and cheaper if > 0.
         layers: Wildcard or wildcards of the parameter names that are perturbed, e.g. ``'layer4*'``, or
-            ``'classifier'`` for the model's classifier. None: all.
+            ``'classifier'`` for the model's classifier; approximate. None: all.
         exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
         rho_schedule: How the radius moves over the epochs: 'constant', 'linear' or 'cosine'.
         rho_end: Radius at the last epoch, as a share of the radius at the first.
         local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
             joint gradient.
+        adaptive: Measure the radius relative to the size of each parameter, ``eps = rho T^2 g / |T g|`` with
+            ``T = |theta|``, as ASAM does; wants a radius some ten times as large. Of the methods whose perturbation is
+            ``rho g / |g|`` only.
         batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
             and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
             all parts, each sample under its own part's weights, normalised by estimated statistics of the batch under
             them (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
-            parts. 'group': only the part's samples pass, normalised by their own statistics. 'frozen': only
-            the part's samples pass, normalised by the running statistics. Networks whose samples do not meet in the
-            forward pass need none of this: there only the part's own samples pass, which is exact.
+            parts. 'group': only the part's samples pass, normalised by their own statistics (a single sample by the
+            running ones). 'frozen': only the part's samples pass, normalised by the running statistics. Networks whose
+            samples do not meet in the forward pass need none of this: there only the part's own samples pass, which is
+            exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
     _transient = ('_model', '_names', '_classifier', '_couples', '_staged')
     class_aware = False
     num_classes: int | None = None  # length of the class counts, compared with the logits
+    adaptive_eta = 0.0  # added to |theta| in T
     part_normalizer = 'batch'  # 'part': L_k is the mean over the part's samples instead of their sum / B
 
     def __init__(
@@ -83,10 +88,11 @@ class SharpnessAware(OptimizerWrapper):
             rho_schedule: str = 'constant',
             rho_end: float = 1.0,
             local_ascent: bool = False,
+            adaptive: bool = False,
             batchnorm: str = 'batch',
             **base_options: Any,
     ) -> None:
-        if every < 1 or int(every) != every:
+        if check_range('every', every, 1) != int(every):
             raise ValueError(f'every must be a whole number >= 1, got {every}')
         self.every = int(every)
         self.start_epoch = check_range('start_epoch', start_epoch, 0)
@@ -96,6 +102,9 @@ class SharpnessAware(OptimizerWrapper):
         self.rho_end = check_range('rho_end', rho_end, 0)
         self.local_ascent = bool(local_ascent)
         self.batchnorm = check_option('batchnorm', batchnorm, BATCHNORM)
+        self.adaptive = bool(adaptive)
+        if adaptive and type(self).perturb is not SharpnessAware.perturb:
+            raise ValueError(f'{type(self).__name__} has a perturbation of its own, so adaptive=True has no meaning')
         self._warned = False
         base_optimizer = create_base(type(self), params, base, base_options)
         super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
@@ -115,10 +124,18 @@ class SharpnessAware(OptimizerWrapper):
         raise TypeError(f'{type(self).__name__} must define radii()')
 
     def perturb(self, parts: list[Part]) -> None:
-        """Turn the gradients of each part into its perturbation, in place: ``eps = rho * g / |g|``."""
+        """Turn the gradients of each part into its perturbation, in place: ``eps = rho * g / |g|``, or ASAM's."""
         for part in parts:
+            self._times_size(part)
             norm = global_norm(part.grads)
+            self._times_size(part)
             scale_(part.grads, self.scale_of(part.radius, norm))
+
+    def _times_size(self, part: Part) -> None:
+        """``g <- T g``, one parameter at a time; nothing without ``adaptive``."""
+        for p, g in zip(part.params, part.grads) if self.adaptive else ():
+            # without eta the sign of T does not matter, neither for |T g| nor for T^2 g
+            local(g).mul_(local(p) if self.adaptive_eta == 0 else local(p).abs().add_(self.adaptive_eta))
 
     @staticmethod
     def scale_of(radius: float, norm: Tensor) -> Tensor:
@@ -127,6 +144,7 @@ class SharpnessAware(OptimizerWrapper):
         NaN weights make the loss and every gradient NaN, on every process after averaging, so that all of them skip the
         step; infinity would turn into a factor of 0 and hide the overflow.
         """
+        norm = norm.float() if norm.dtype in (torch.float16, torch.bfloat16) else norm
         return radius / (norm + _NORM_EPS) + 0 * norm
 
     def extra_gradient(self, grad_scale: Tensor | None) -> None:
@@ -152,8 +170,19 @@ class SharpnessAware(OptimizerWrapper):
                 raise ValueError(
                     f"layers='classifier' needs a model with get_classifier(), as timm's have; "
                     f'{type(self._model).__name__} has none, name its layers by a wildcard')
-            self._classifier = {id(p) for p in self._model.get_classifier().parameters()}
+            heads = self._model.get_classifier()  # several where a model was distilled
+            heads = heads if isinstance(heads, (tuple, list)) else [heads]
+            self._classifier = {id(p) for head in heads for p in head.parameters()}
+        self._check_layers()
         self._couples = None
+
+    def _check_layers(self) -> None:
+        for pattern in self.layers or ():
+            named = pattern == 'classifier' and self._classifier
+            if not named and not any(fnmatch(name, pattern) for name in self._names.values()):
+                raise ValueError(
+                    f'layers={pattern!r} is the name of no parameter of {type(self._model).__name__}; theirs are '
+                    f'such as {list(self._names.values())[:3]}, and * stands for any characters')
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
         """Tell the optimizer the epoch that begins now, counted from 0, and how many there will be."""
@@ -217,12 +246,14 @@ class SharpnessAware(OptimizerWrapper):
         """
         loss = None
         if closure is not None:
-            if isinstance(closure, BatchClosure) and closure.scaler is not None:
+            # Accelerate puts a method of its own in the place of this one while a gradient scaler steps
+            scaling = getattr(self.__dict__.get('step'), '__qualname__', '').startswith('patch_optimizer_step')
+            if scaling or (isinstance(closure, BatchClosure) and closure.scaler is not None):
                 raise RuntimeError(
                     f'{type(self).__name__}.step(closure) cannot unscale or skip under a gradient scaler; call '
                     f'timm_lt.optim.optimizer_step(optimizer, closure), or compute_grads(closure) and then step()')
             loss = self.compute_grads(closure)
-        elif self._staged is None and not self._warned:
+        elif self._staged is None and not self._warned and any(group['lr'] for group in self.param_groups):
             self._warned = True
             warnings.warn(
                 f'{type(self).__name__}.step() without a closure is a plain step of its base optimizer: no '
@@ -232,6 +263,8 @@ class SharpnessAware(OptimizerWrapper):
             self._own.update(self._staged)
             self._staged = None
         self.base.step()
+        if isinstance(closure, BatchClosure):
+            closure.settle_statistics(True)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -302,11 +335,21 @@ class SharpnessAware(OptimizerWrapper):
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group['params'] if p.requires_grad]
 
+    def _passing(self, closure: Any) -> list[Tensor]:
+        """Parameters whose gradients the passes gather: ours, then those of the model that another optimizer steps."""
+        ours = self._params()
+        if not isinstance(closure, BatchClosure):
+            return ours
+        known = {id(p) for p in ours}
+        return ours + [p for p in closure.module.parameters() if p.requires_grad and id(p) not in known]
+
     def _part(
             self, index: int, radius: float, samples: int, params: list[Tensor], gradients: list[Tensor | None],
             grad_scale: Tensor | float | None,
     ) -> Part:
-        pairs = [(p, g) for p, g in zip(params, gradients) if g is not None and self._may_perturb(p)]
+        ours = {id(p) for p in self._params()}
+        pairs = [
+            (p, g) for p, g in zip(params, gradients) if g is not None and id(p) in ours and self._may_perturb(p)]
         part = Part(index, radius, samples, [p for p, _ in pairs], [g for _, g in pairs])
         if grad_scale is not None:
             scale_(part.grads, 1 / grad_scale)

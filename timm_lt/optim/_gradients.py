@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..losses._base import hold_statistics
 from ._passes import accumulate, part_totals, running_statistics, set_gradients, take_gradients
 from ._stacked import exact_gradients, stacked_gradients
 from ._tensors import SavedBuffers, SavedWeights, average_over_processes
@@ -35,13 +36,13 @@ def whole_batch_gradients(optimizer: Any, closure: Any, radius: float, grad_scal
     """Gradients of a method without classes: one part, the whole batch."""
     batch = isinstance(closure, BatchClosure)
     if radius == 0:
-        return closure()
+        return closure.plain_gradients() if batch else closure()
     if batch:
         closure.zero_grad()
         loss = closure.mean_pass(sync=not optimizer.local_ascent)
     else:
         loss = closure()
-    params = optimizer._params()
+    params = optimizer._passing(closure)
     gradients = take_gradients(params)
     parts = [optimizer._part(0, radius, -1, params, gradients, grad_scale)]
     if not parts[0].params:
@@ -53,7 +54,11 @@ def whole_batch_gradients(optimizer: Any, closure: Any, radius: float, grad_scal
         weights, buffers = SavedWeights(parts[0].params), SavedBuffers(optimizer._model)
     try:
         with weights.perturbed(parts[0].params, parts[0].grads):
-            closure.mean_pass(first=False) if batch else closure()
+            if batch:
+                closure.mean_pass(first=False)
+            else:
+                with hold_statistics():
+                    closure()
     finally:
         buffers.restore()
     return loss
@@ -72,7 +77,7 @@ def class_aware_gradients(
     rows = [[w[k] for w in table] for k in perturbed]
     if kept:
         rows.insert(0, [w[kept].sum(0) for w in table])
-    params = optimizer._params()
+    params = optimizer._passing(closure)
     closure.zero_grad()
     if not perturbed and all(torch.allclose(w, torch.ones_like(w), 0, 1e-12) for w in rows[0]):
         return closure.mean_pass()
@@ -82,12 +87,14 @@ def class_aware_gradients(
         set_gradients(params, gradients)
         return mean
     coupled = optimizer._couples_samples(closure)
+    if coupled and optimizer.batchnorm != 'batch':
+        closure.broadcast_buffers()  # DDP would after a pass in which it averages gradients; here it never does
     if coupled and optimizer.batchnorm in ('stacked', 'exact_ascent') and len(rows) > 1:
         return stacked_passes(optimizer, closure, params, table, radii, samples, grad_scale)
     # a sample that counts in several parts passes once, with one graph for all of them
     disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
     gradients, mean = accumulate(
-        closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled)
+        closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled, bare=not coupled)
     total = gradients.pop(0) if kept else zeros
     if closure.ddp is not None and not optimizer.local_ascent:
         average_over_processes(gradients, params, closure.process_group)
@@ -103,7 +110,10 @@ def class_aware_gradients(
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             row = [w[part.index] for w in table]
-            frozen = running_statistics(closure.module) if optimizer.batchnorm == 'frozen' else nullcontext()
+            # one sample has no statistics of its own
+            alone = optimizer.batchnorm == 'group' and any(int((w != 0).sum()) == 1 for w in row)
+            frozen = optimizer.batchnorm == 'frozen' or coupled and alone
+            frozen = running_statistics(closure.module) if frozen else nullcontext()
             with weights.perturbed(part.params, part.grads), frozen:
                 (total,), _ = accumulate(
                     closure, params, [row], [total], first=False, subset=subset, sync=last and not subset)

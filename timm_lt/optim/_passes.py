@@ -25,6 +25,7 @@ def accumulate(
         first: bool,
         subset: bool,
         sync: bool = False,
+        bare: bool = False,
 ) -> tuple[list[Gradients], Tensor]:
     """Gradients of ``(1/N) sum_i w(i) l_i`` for several weightings ``w``, added to ``start``.
 
@@ -36,6 +37,8 @@ def accumulate(
         first: Whether this is the pass whose output and statistics count.
         subset: Only the samples whose weight is not 0 pass. Else the whole batch does, one graph serves all weightings.
         sync: Average over processes with the last backward; for a single weighting.
+        bare: Pass without the wrappers of the model, as samples of their own always do: how the batch splits can
+            differ between processes, and a wrapper would wait for the others.
 
     Returns:
         The gradients of each weighting, and the mean loss without weights over the samples that passed, detached.
@@ -57,10 +60,10 @@ def accumulate(
                         continue
                     whole = len(index) == len(weight)
                     weight = weight if whole else weight[index]
-                    values = closure.sample_values(i, first, None if whole else index)
+                    values = closure.sample_values(i, first, None if whole else index, bare=True)
                     count = True
                 elif separate or values is None:
-                    values = closure.sample_values(i, first and r == 0)
+                    values = closure.sample_values(i, first and r == 0, bare=bare)
                     if separate and r == 0 and len(rows) > 1:
                         buffers = SavedBuffers(closure.module)
                 normalizer = closure.normalizer().to(values.dtype)
@@ -112,27 +115,24 @@ def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalize
 def couples_samples(closure: BatchClosure) -> bool:
     """Whether a sample's output, or a buffer, depends on which samples pass together with it.
 
-    BatchNorm in training mode does both. Other modules are tried on one sample: if its forward pass changes a buffer,
-    then a batch that passes in two pieces would change it twice.
+    BatchNorm in training mode does both. Other modules are tried on two samples: if the output of one has a gradient
+    with respect to the other, or a buffer changes, then a batch that passes in two pieces is another one.
     """
     layers = [m for m in closure.module.modules() if isinstance(m, _BatchNorm)]
     if any(m.training or m.running_mean is None for m in layers):
         return True
-    if not any(True for _ in closure.module.buffers()):
-        return False
     saved = SavedBuffers(closure.module)
     before = [(buffer, buffer._version) for _, _, buffer, _ in saved.saved]
     devices = [closure.device] if closure.device.type == 'cuda' else []
-    output, closure.output = closure.output, []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        closure.sample_values(0, False, torch.zeros(1, dtype=torch.int64))
-    closure.output = output
+    with torch.random.fork_rng(devices):
+        coupled = closure.reaches_other_samples()
     after = [buffer for module in closure.module.modules() for buffer in module._buffers.values() if buffer is not None]
     changed = len(after) != len(before) or any(
         a is not b or a._version != version for a, (b, version) in zip(after, before))
     if changed:
         saved.restore()
-    return changed
+    # the same answer on every process
+    return bool(closure.sum_over_processes(torch.tensor(float(coupled or changed))))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from .. import _timm_hooks
 from .._registry import OPTIMIZERS
 from .._types import ParamsT
 from .._validate import nearest_names
+from ._tensors import DTensor
 
 STATE_KEY = 'sharpness_aware'
 # what timm's factory takes besides the options of the optimizer itself
@@ -64,6 +65,9 @@ class OptimizerWrapper(torch.optim.Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         state = {**self.base.state_dict(), STATE_KEY: copy.deepcopy(self._own)}
+        if any(isinstance(p, DTensor) for group in self.param_groups for p in group['params']):
+            # what writes sharded checkpoints keeps the groups and the state, and nothing else
+            state['param_groups'][0][STATE_KEY] = state[STATE_KEY]
         for hook in self._optimizer_state_dict_post_hooks.values():
             result = hook(self, state)
             state = state if result is None else result
@@ -74,8 +78,11 @@ class OptimizerWrapper(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
-        own = state_dict.get(STATE_KEY)
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != STATE_KEY})
+        groups = state_dict['param_groups']
+        own = state_dict.get(STATE_KEY) or next((g[STATE_KEY] for g in groups if STATE_KEY in g), None)
+        groups = [{key: value for key, value in group.items() if key != STATE_KEY} for group in groups]
+        self.base.load_state_dict({
+            **{key: value for key, value in state_dict.items() if key != STATE_KEY}, 'param_groups': groups})
         if own is not None:
             self._own.update(copy.deepcopy(own))
         for hook in self._optimizer_load_state_dict_post_hooks.values():
@@ -97,16 +104,19 @@ def create_base(kind: type, params: ParamsT, base: str, options: dict[str, Any])
         ValueError: If ``base`` is no other optimizer, or needs second-order gradients.
         TypeError: If an option belongs neither to the method nor to the base.
     """
-    name = str(base).lower().split('_')[-1]
+    name = str(base).lower().removeprefix('lookahead_')
     known = _timm_hooks.optimizer_names() - set(OPTIMIZERS.names())
     if name not in known:
         what = 'is sharpness-aware itself' if name in OPTIMIZERS else 'is not an optimizer of timm'
         raise ValueError(f'base={base!r} {what}. {nearest_names(name, known)}')
-    own = inspect.signature(kind.__init__).parameters
+    own = {
+        parameter.name for cls in kind.__mro__ if issubclass(cls, OptimizerWrapper) and cls is not OptimizerWrapper
+        for parameter in inspect.signature(cls.__init__).parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD}
     accepted = base_options(name)
     for key in options:
         if accepted is not None and key not in accepted:
-            names = {*accepted, *own} - {'self', 'params', 'base_options'}
+            names = {*accepted, *own} - {'self', 'params'}
             raise TypeError(
                 f'{kind.__name__} with base={base!r} has no option {key!r}. {nearest_names(key, names)}')
     optimizer = _timm_hooks.create_base_optimizer(params, base, **options)

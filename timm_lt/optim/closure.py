@@ -80,7 +80,7 @@ class BatchClosure:
     The loss is normalised over the whole window and over all processes: a micro-batch counts by its samples, and a
     class-weighted loss divides by the sum of the weights in the window. Gradients are averaged across processes by DDP,
     once per window, or by FSDP2. The statistics that a loss gathers (``losses/_base.py``) are staged on the first pass
-    and held on all others; :func:`timm_lt.optim.optimizer_step` commits them after the step.
+    and held on all others; what takes the step commits them after it, a call of the closure at its end.
 
     Args:
         model: The model: plain, compiled, in ``DistributedDataParallel`` or sharded by ``fully_shard``; as prepared by
@@ -127,15 +127,21 @@ class BatchClosure:
             raise ValueError(
                 f'input, target and labels must hold the same number of micro-batches, at least one, got '
                 f'{len(self.inputs)}, {len(self.targets)} and {len(self._labels)}')
-        for target, label in zip(self.targets, self._labels):
+        for data, target, label in zip(self.inputs, self.targets, self._labels):
+            if isinstance(data, Tensor) and data.shape[0] != target.shape[0]:
+                raise ValueError(
+                    f'input and target must hold the same samples, got {data.shape[0]} inputs and {target.shape[0]} '
+                    f'targets')
             if label is not None and label.shape != target.shape[:1]:
                 raise ValueError(f'labels must have shape ({target.shape[0]},), got {tuple(label.shape)}')
         self.sharded = _is_sharded(self.module)
         self.output: list[Tensor] = []
         self._normalizer: Tensor | None = None
-        self._check_wrappers()
+        self._counted = False
+        self.check_wrappers()
 
-    def _check_wrappers(self) -> None:
+    def check_wrappers(self) -> None:
+        """Raise a ValueError for a model or an accelerator under which passes would not mean what they say."""
         if self.ddp is not None:
             check_ddp(self.ddp)
         kinds = {type(m).__name__ for m in (self.model, self.module)} & {'FullyShardedDataParallel', 'DeepSpeedEngine'}
@@ -180,12 +186,33 @@ class BatchClosure:
     def world_size(self) -> int:
         return dist.get_world_size(self.process_group) if self.distributed else 1
 
+    def broadcast_buffers(self) -> None:
+        """Give every process the buffers of the first, as DDP does before a forward pass of its own."""
+        if self.ddp is None or not self.ddp.broadcast_buffers:
+            return
+        by_type: dict[Any, list[Tensor]] = {}
+        for buffer in self.module.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        first = dist.get_global_rank(self.process_group, 0)
+        with torch.no_grad():
+            for buffers in by_type.values():
+                flat = torch.cat([b.reshape(-1) for b in buffers])
+                dist.broadcast(flat, first, group=self.process_group)
+                for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers])):
+                    buffer.copy_(values.view_as(buffer))
+
     def labels(self) -> list[Tensor]:
         """Class of each sample of each micro-batch, on the CPU, from one transfer."""
         labels = []
         for target, label in zip(self.targets, self._labels):
             label = target if label is None else label
-            labels.append(label.argmax(1) if label.is_floating_point() else label)
+            if label.is_floating_point():
+                label = label.argmax(1)
+            elif label.ndim != 1:
+                raise ValueError(
+                    f'target must be class numbers, (B,), or floating-point shares of the classes, (B, C); got '
+                    f'{tuple(label.shape)} of {label.dtype}')
+            labels.append(label.long())
         if all(label.device.type == 'cpu' for label in labels):
             return labels
         return list(torch.cat(labels).cpu().split([len(label) for label in labels]))
@@ -219,9 +246,25 @@ class BatchClosure:
             p.grad = None
 
     def __call__(self) -> Tensor:
+        loss = self.plain_gradients()
+        self.settle_statistics(True)
+        return loss
+
+    def plain_gradients(self) -> Tensor:
+        """What the closure does when called, but for the statistics that its loss staged."""
         self.zero_grad()
         with torch.enable_grad():
             return self.mean_pass()
+
+    def settle_statistics(self, taken: bool) -> None:
+        """Put what the loss staged on the first pass in force, once per batch; drop it if the step was not taken."""
+        if not hasattr(self.criterion, 'commit_statistics'):
+            return
+        if taken and not self._counted:
+            self.criterion.commit_statistics()
+            self._counted = True
+        else:
+            self.criterion.discard_statistics()
 
     def mean_pass(self, first: bool = True, sync: bool = True) -> Tensor:
         """Forward and backward of the mean loss over the window; gradients add to ``.grad``.
@@ -257,13 +300,16 @@ class BatchClosure:
             values, _ = sample_losses(self.criterion, output, target)
             return values.sum() / self.normalizer().to(values.dtype)
 
-    def sample_values(self, i: int, first: bool, index: Tensor | None = None) -> Tensor:
-        """Forward of micro-batch ``i``, or of its samples ``index``: one value per sample, with the graph."""
+    def sample_values(self, i: int, first: bool, index: Tensor | None = None, bare: bool = False) -> Tensor:
+        """Forward of micro-batch ``i``, or of its samples ``index``: one value per sample, with the graph.
+
+        With ``index`` or ``bare`` without the wrappers of the model: they may wait for processes that do not pass.
+        """
         input, target = self.inputs[i], self.targets[i]
         if index is not None:
             input, target = take_samples(input, index), take_samples(target, index)
         with self._forward_context(first):
-            output = self.model(input) if index is None else self.module(input)
+            output = self.module(input) if bare or index is not None else self.model(input)
             if first:
                 self._keep_output(i, logits_of(output).detach(), index)
             return sample_losses(self.criterion, output, target)[0]
@@ -275,6 +321,25 @@ class BatchClosure:
         if len(self.output) == i:
             self.output.append(logits.new_zeros(self.targets[i].shape[0], *logits.shape[1:]))
         self.output[i].index_copy_(0, index.to(logits.device), logits)
+
+    def reaches_other_samples(self) -> bool:
+        """Whether the output of a sample depends on the sample beside it: tried on two, by the gradient.
+
+        False where an input has no gradient: whole numbers, nested tensors, a batch of one.
+        """
+        samples = torch.arange(min(2, self.targets[0].shape[0]))
+        input = take_samples(self.inputs[0], samples)
+        differentiable = isinstance(input, Tensor) and input.is_floating_point() and len(input) == 2
+        if differentiable:
+            input.requires_grad_()
+        with torch.set_grad_enabled(differentiable), self._forward_context(False):
+            # the model may write into what it is given
+            logits = logits_of(self.module(input.clone() if differentiable else input))[0].float().flatten()
+            if not logits.requires_grad:
+                return False
+            weights = torch.linspace(1, 2, len(logits), device=logits.device)
+            (gradient,) = torch.autograd.grad((logits * weights).sum(), input, allow_unused=True)
+        return gradient is not None and bool((gradient[1] != 0).any())
 
     @contextmanager
     def _forward_context(self, first: bool) -> Iterator[None]:

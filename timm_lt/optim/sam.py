@@ -15,8 +15,7 @@ from typing import Any
 from .._registry import register_optimizer
 from .._types import ParamsT
 from .._validate import check_range, check_rho
-from ._engine import Part, SharpnessAware
-from ._tensors import global_norm, local, scale_
+from ._engine import SharpnessAware
 
 
 @register_optimizer('sam', paper='Foret et al., ICLR 2021')
@@ -29,7 +28,6 @@ class SAM(SharpnessAware):
     Args:
         params: Parameters or groups.
         rho: Radius of the perturbation, in parameter norm, >= 0; 0 is the base optimizer. The paper uses 0.05.
-        adaptive: Measure the radius relative to each parameter, as ASAM does with ``eta=0``; wants a larger ``rho``.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 
     Examples:
@@ -37,29 +35,12 @@ class SAM(SharpnessAware):
         >>> optimizer.step(closure)
     """
 
-    def __init__(self, params: ParamsT, *, rho: float = 0.05, adaptive: bool = False, **options: Any) -> None:
+    def __init__(self, params: ParamsT, *, rho: float = 0.05, **options: Any) -> None:
         self.rho = check_rho(rho)
-        self.adaptive = bool(adaptive)
-        self.eta = 0.0
         super().__init__(params, **options)
 
     def radii(self) -> list[float]:
         return [self.rho]
-
-    def perturb(self, parts: list[Part]) -> None:
-        if not self.adaptive:
-            return super().perturb(parts)
-        for part in parts:
-            self._times_t(part)
-            norm = global_norm(part.grads)
-            self._times_t(part)
-            scale_(part.grads, self.scale_of(part.radius, norm))
-
-    def _times_t(self, part: Part) -> None:
-        """``g <- T g``, one parameter at a time."""
-        for p, g in zip(part.params, part.grads):
-            # without eta the sign of T does not matter, neither for |T g| nor for T^2 g
-            local(g).mul_(local(p) if self.eta == 0 else local(p).abs().add_(self.eta))
 
 
 @register_optimizer('asam', paper='Kwon et al., ICML 2021')
@@ -70,9 +51,12 @@ class ASAM(SAM):
         params: Parameters or groups.
         rho: Radius, relative, >= 0; 0 is the base optimizer. The paper uses 0.5 (CIFAR-10) and 1 (CIFAR-100).
         eta: Added to |theta|, >= 0, so that a parameter at 0 can be perturbed. The paper's experiments use 0.01.
+        adaptive: False is SAM.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
     """
 
-    def __init__(self, params: ParamsT, *, rho: float = 0.5, eta: float = 0.0, **options: Any) -> None:
-        super().__init__(params, rho=rho, adaptive=True, **options)
-        self.eta = check_range('eta', eta, 0)
+    def __init__(
+            self, params: ParamsT, *, rho: float = 0.5, eta: float = 0.0, adaptive: bool = True, **options: Any,
+    ) -> None:
+        super().__init__(params, rho=rho, adaptive=adaptive, **options)
+        self.eta = self.adaptive_eta = check_range('eta', eta, 0)

@@ -12,7 +12,7 @@ from ._engine import SharpnessAware
 from ._tensors import SavedBuffers
 from .closure import BatchClosure
 
-__all__ = ['StepResult', 'optimizer_step']
+__all__ = ['StepResult', 'optimizer_step', 'set_epoch']
 
 _CLIP_MODES = ('norm', 'value', 'agc')
 
@@ -49,18 +49,25 @@ def optimizer_step(
         clip_mode: 'norm', 'value' or 'agc' (which leaves the last two parameters, the head, as they are), as in timm.
 
     Raises:
+        TypeError: If ``closure`` is not a :class:`BatchClosure`.
         RuntimeError: If there is a gradient scaler and the optimizer was not prepared by the accelerator.
     """
     check_option('clip_mode', clip_mode, _CLIP_MODES)
+    if not isinstance(closure, BatchClosure):
+        raise TypeError(
+            f'optimizer_step needs timm_lt.optim.BatchClosure(model, criterion, input, target), got '
+            f'{type(closure).__name__}')
     accelerator = closure.accelerator if accelerator is None else accelerator
-    closure.accelerator = accelerator
+    if closure.accelerator is not accelerator:
+        closure.accelerator = accelerator
+        closure.check_wrappers()
     scaler = closure.scaler
     if scaler is not None and not hasattr(optimizer, 'step_was_skipped'):
         raise RuntimeError('mixed precision with a gradient scaler needs optimizer = accelerator.prepare(optimizer)')
     # a forward pass that overflows leaves infinities in running statistics: a skipped step takes them back too
     buffers = SavedBuffers(closure.module if scaler is not None else None)
     sharpness_aware = find_sharpness_aware(optimizer)
-    loss = closure() if sharpness_aware is None else sharpness_aware.compute_grads(closure)
+    loss = closure.plain_gradients() if sharpness_aware is None else sharpness_aware.compute_grads(closure)
     if clip_grad is not None:
         if scaler is not None:
             scaler.unscale_(_unprepared(optimizer))
@@ -71,11 +78,21 @@ def optimizer_step(
     optimizer.zero_grad()
     if skipped:
         buffers.restore()
-    if skipped and hasattr(closure.criterion, 'discard_statistics'):
-        closure.criterion.discard_statistics()
-    elif hasattr(closure.criterion, 'commit_statistics'):
-        closure.criterion.commit_statistics()
+    closure.settle_statistics(not skipped)
     return StepResult(loss.detach(), skipped)
+
+
+def set_epoch(optimizer: Any, epoch: int, num_epochs: int | None = None) -> None:
+    """Tell an optimizer the epoch that begins now, under whatever wrappers; nothing for one that does not ask.
+
+    Args:
+        optimizer: Any optimizer, as for :func:`optimizer_step`.
+        epoch: Counted from 0.
+        num_epochs: How many there will be; None leaves what was said before.
+    """
+    sharpness_aware = find_sharpness_aware(optimizer)
+    if sharpness_aware is not None:
+        sharpness_aware.set_epoch(epoch, num_epochs)
 
 
 def find_sharpness_aware(optimizer: Any) -> SharpnessAware | None:
