@@ -1,4 +1,6 @@
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 
@@ -8,14 +10,18 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from timm_lt.evaluate import _html
-from timm_lt.evaluate.cli import main
-from timm_lt.evaluate.network import collect, load_network
+from timm_lt import ClassDistribution
+from timm_lt.evaluate import _html, cli
+from timm_lt.evaluate.cli import Data, build_parser, main
+from timm_lt.evaluate.network import Network, collect, load_network
+from timm_lt.posthoc import PostHoc
 
 NAMES = ['ant', 'bee', 'cow']
 COUNTS = {'pos_counts': [200, 50, 5], 'num_samples': 255}
+COUNTED = ClassDistribution(COUNTS['pos_counts'])
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +88,8 @@ def test_landscape_and_open_set_stand_in_the_report(workplace):
     assert set(landscape['line']['loss']) == {'many', 'medium', 'few'}
     assert landscape['top_eigenvalue']['few'] is not None
     page = (workplace / 'full' / 'report.html').read_text()
-    assert 'Loss landscape' in page and 'Open set' in page
+    assert 'Loss landscape' in page and 'Open set' in page and 'a rejected one counts as wrong' in page
+    assert all(r['split_rule'] == 'gt100_lt20' and r['few'] is not None for r in metrics['open_set'])
 
 
 def test_threshold_is_never_chosen_on_the_tested_part(workplace, capsys):
@@ -92,6 +99,101 @@ def test_threshold_is_never_chosen_on_the_tested_part(workplace, capsys):
     assert main(command) == 0  # without a further validation part: the training images
     metrics = json.loads((workplace / 'out' / 'metrics.json').read_text())
     assert all("part 'train'" in r['threshold_rule'] for r in metrics['open_set'])
+    assert 'training images, whose scores are higher' in metrics['open_set'][0]['threshold_rule']
+
+
+@pytest.mark.parametrize('tested, threshold', [('val', 'validation'), ('test', 'testing'), ('train', None)])
+def test_other_names_of_the_tested_part_set_no_threshold(tested, threshold, workplace, capsys):
+    if tested == 'train':  # a part that there is nothing beside
+        command = {'data-dir': workplace / 'images' / 'train', 'class-stats': workplace / 'stats.json'}
+    else:
+        command = {'threshold-split': threshold}
+    command = options(workplace, split=tested, **command, **{
+        'open-set': 'folder', 'open-set-dir': workplace / 'others'})
+    assert 'the part that is tested' in one_sentence(capsys, command)
+
+
+def write_lists(root):
+    lines = [f'{{part}}/{name}/{k}.png {c}' for c, name in enumerate(NAMES) for k in range(3)]
+    for part in ('train', 'test'):
+        (root / f'list_{part}.txt').write_text('\n'.join(lines).replace('{part}', part))
+
+
+@pytest.mark.parametrize('name', ['list_test.txt', 'list_{split}.txt'])
+def test_list_that_is_the_same_for_each_part_sets_no_threshold(name, workplace, capsys):
+    write_lists(workplace)
+    command = options(
+        workplace, dataset=f'list/{workplace}/{name}', split='test', **{
+            'open-set': 'folder', 'open-set-dir': workplace / 'others'})
+    if '{split}' in name:
+        assert main([*command, '--open-set-score', 'prototype']) == 0
+        command += ['--threshold-split', 'testing']
+    assert 'its name holds {split}' in one_sentence(capsys, command)
+
+
+def test_prototypes_are_never_taken_from_tested_images(workplace, capsys):
+    command = options(workplace, split='train', **{
+        'open-set': 'folder', 'open-set-dir': workplace / 'others', 'threshold-split': 'val'})
+    assert 'prototypes cannot be taken' in one_sentence(capsys, [*command, '--open-set-score', 'prototype'])
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize('name', ['timm_lt/digits', 'torch/cifar10'])
+@pytest.mark.parametrize('one, two, shared', [
+    ('test', 'validation', True), ('val', 'testing', True), ('train', 'training', True), ('test', 'train', False)])
+def test_data_with_two_parts_have_one_test_part_of_many_names(name, one, two, shared):
+    data = Data(build_parser().parse_args(['--checkpoint', 'x', '--dataset', name]), Network(None, '', ''), COUNTED)
+    assert data.share_images((one, None), (two, None)) == shared
+
+
+@pytest.mark.parametrize('option', ['open-set-dir', 'open-set-split', 'open-set-score', 'threshold-split'])
+def test_options_of_an_open_set_without_one_are_refused(option, workplace, capsys):
+    value = 'energy' if option == 'open-set-score' else 'x'
+    assert f'--{option} is of --open-set NAME' in one_sentence(capsys, options(workplace, **{option: value}))
+
+
+def copy_checkpoint(workplace, folder, change):
+    shutil.copytree(workplace / 'hub', folder)
+    change(folder)
+    return folder
+
+
+def break_weights(folder):
+    weights = load_file(folder / 'model.safetensors')
+    weights['fc.weight'][0] = float('nan')
+    save_file(weights, folder / 'model.safetensors')
+
+
+def test_network_with_nan_weights_gives_a_report_that_says_so(workplace, tmp_path, capsys):
+    folder = copy_checkpoint(workplace, tmp_path / 'nan', break_weights)
+    assert main(options(workplace, checkpoint=folder)) == 0
+    assert '9 images have scores that are NaN' in capsys.readouterr().out
+    metrics = json.loads((workplace / 'out' / 'metrics.json').read_text())
+    assert metrics['non_finite'] == 9 and metrics['ece'] is None and metrics['weight_norms'] is None
+    assert '9 images have scores that are NaN' in (workplace / 'out' / 'report.html').read_text()
+
+
+def test_correction_of_a_checkpoint_says_what_it_was_fitted_on_and_chosen_by(workplace, tmp_path, capsys):
+    posthoc = PostHoc('logit_adjust', 0.5, class_counts=[200, 50, 5], metric='balanced_accuracy', score=0.75)
+
+    def add_correction(folder):
+        (folder / 'posthoc.json').write_text(json.dumps(posthoc.to_dict()))
+        (folder / 'metrics.json').write_text(json.dumps({'corrected': {'fitted_on': 'the validation part'}}))
+
+    command = options(workplace, checkpoint=copy_checkpoint(workplace, tmp_path / 'corrected', add_correction), **{
+        'open-set': 'folder', 'open-set-dir': workplace / 'others'})
+    assert main(command) == 0
+    metrics = json.loads((workplace / 'out' / 'metrics.json').read_text())
+    assert metrics['protocol']['correction_fitted_on'] == 'the validation part'
+    assert metrics['protocol']['correction_strength_chosen_by'] == 'balanced_accuracy of the validation part, ' \
+                                                                   '75.00% there'
+    assert metrics['open_set'][0]['predictions'] == f'corrected by {posthoc.label}'
+    posthoc = PostHoc('rebalance', transductive=True)
+    copy_checkpoint(workplace, tmp_path / 'transductive', add_correction)
+    assert main([*command, '--checkpoint', str(tmp_path / 'transductive')]) == 0
+    metrics = json.loads((workplace / 'out' / 'metrics.json').read_text())
+    assert metrics['transductive'] and 'is left out' in metrics['open_set'][0]['predictions']
+    assert 'is left out' in (workplace / 'out' / 'report.html').read_text()
 
 
 def test_weights_file_gives_the_same_network(workplace):
@@ -124,6 +226,49 @@ def test_data_of_other_classes_are_one_clear_sentence(workplace, capsys):
     text = one_sentence(capsys, options(workplace, dataset='timm_lt/digits', **{'data-dir': None}))
     assert 'has 10 classes, but the network has 3' in text
     assert 'x' in one_sentence(capsys, options(workplace, **{'data-dir': workplace / 'others'}))
+
+
+def test_data_that_name_other_classes_are_refused_unless_the_names_are_to_be_ignored(workplace, capsys):
+    command = ['--checkpoint', 'digits', '--dataset', 'timm_lt/digits', '--bootstrap', '0', '--device', 'cpu',
+               '--output', str(workplace / 'digits')]
+    network = load_network('digits')
+    network.class_names = [f'digit {i}' for i in range(10)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, 'load_network', lambda *args, **kwargs: network)
+        text = one_sentence(capsys, command)
+        assert "class 0 is '0' in the data set and 'digit 0' in the checkpoint; if only" in text
+        assert main([*command, '--ignore-class-names']) == 0
+    metrics = json.loads((workplace / 'digits' / 'metrics.json').read_text())
+    assert metrics['protocol']['class_names'].startswith('not compared')
+    assert 'labels are used as they are' in (workplace / 'digits' / 'report.html').read_text()
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'dataset': 'torch/cifar10', 'data-dir': None}, "'torch/cifar10' needs the folder of its images: --data-dir"),
+    ({'dataset': 'folder', 'data-dir': 'nowhere'}, 'there is no folder nowhere (--data-dir)'),
+    ({'dataset': None, 'data-dir': None}, 'name a data set by --dataset, or a folder of class folders by --data-dir'),
+    ({'open-set': 'folder'}, 'needs the folder of its images: --open-set-dir'),
+    ({'device': 'foo'}, "device 'foo' cannot be used"),
+])
+def test_missing_data_and_devices_are_one_clear_sentence(change, message, workplace, capsys):
+    assert message in one_sentence(capsys, options(workplace, **change))
+
+
+@pytest.mark.parametrize('content', [
+    b'\xff\xfe', b'{"pos_counts": [3, -1, 2]}', b'{"pos_counts": [[3], [1], [2]]}', b'[0, 0, 0]', b'{', b'{}'])
+def test_unusable_class_stats_are_named(content, workplace, tmp_path, capsys):
+    path = tmp_path / 'damaged.json'
+    path.write_bytes(content)
+    assert one_sentence(capsys, options(workplace, **{'class-stats': path})).count(f'class-stats file {path}') == 1
+
+
+@pytest.mark.parametrize('content', [b'nothing', pickle.dumps({'a': print}, protocol=2)])
+def test_weights_file_with_more_than_tensors_is_refused_without_advice_to_run_it(content, workplace, tmp_path, capsys):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(content)
+    command = options(workplace, checkpoint=path, model='resnet20_cifar', **{'num-classes': 3})
+    text = one_sentence(capsys, command)
+    assert 'was not read' in text and 'safetensors' in text and 'weights_only' not in text
 
 
 @pytest.mark.parametrize('damage', ['none', 'empty', 'pickle', 'cut'])

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,8 +22,6 @@ from .metrics import report
 from .network import EvaluationError, Network, classifier_of, collect, load_network
 from .openset import SCORES, UNKNOWN, choose_threshold, class_prototypes, open_set_report, open_set_scores
 
-_logger = logging.getLogger(__name__)
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -36,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--num-classes', type=int, help='classes of the network, for a weights file')
     add('--dataset', default='', metavar='NAME', help="as in train_lt.py, e.g. 'timm_lt/digits', 'hfds/NAME'")
     add('--data-dir', metavar='DIR', help='folder of the images')
+    add('--ignore-class-names', action='store_true',
+        help='evaluate data whose class names are not those of the checkpoint; labels are used as they are')
     add('--split', help="part to evaluate (default: 'test', else 'validation')")
     add('--class-stats', metavar='FILE', help='class-stats JSON of the training images (default: of the checkpoint)')
     add('--split-rule', default='auto', metavar='RULE',
@@ -45,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('--open-set', metavar='NAME', help='data set of unknown classes')
     add('--open-set-dir', metavar='DIR', help='folder of its images')
     add('--open-set-split', help='its part')
-    add('--open-set-score', nargs='+', choices=SCORES, default=['softmax', 'energy'], help='scores to report')
+    add('--open-set-score', nargs='+', choices=SCORES, help='scores to report (default: softmax energy)')
     add('--threshold-split', metavar='SPLIT',
-        help="part whose known images set the threshold (default: 'validation', else 'train'; never the tested part)")
+        help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
     add('--landscape', action='store_true', help='measure the loss landscape of each split (minutes)')
     add('--landscape-images', type=int, default=128, metavar='N', help='images of each split for it')
     add('--rho', type=float, default=0.05, help='radius of the sharpness')
@@ -91,6 +91,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         EvaluationError: If checkpoint, class sizes and data do not fit one another.
     """
+    _check_open_set_options(args)
     network = load_network(
         args.checkpoint, architecture=args.model, num_classes=args.num_classes, device=args.device)
     distribution = find_distribution(args.class_stats, network)
@@ -112,13 +113,16 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
             'checkpoint': network.source,
             'dataset': args.dataset or str(args.data_dir),
             'test_part': f'split {split!r}',
+            'class_names': data.names_note,
             'class_sizes_from': args.class_stats or 'the checkpoint',
             'epoch_chosen_by': (network.metrics.get('protocol') or {}).get('epoch_chosen_by', 'not known'),
+            **_correction_protocol(network, posthoc),
             'bootstrap_seed': args.seed,
         },
     }
     if args.open_set:
-        metrics['open_set'] = _open_set(args, data, split, posthoc, logits, targets, features)
+        metrics['open_set'] = _open_set(
+            args, data, (split, dataset), posthoc, distribution, metrics['split_rule'], logits, targets, features)
     if args.landscape:
         metrics['landscape'] = _landscape(args, data, dataset, distribution, metrics['split_rule'], logits, features)
         metrics['protocol']['landscape'] = f'{args.landscape_images} images of each split of part {split!r}, ' \
@@ -147,8 +151,9 @@ def find_distribution(class_stats: str | None, network: Network) -> ClassDistrib
             raise EvaluationError(f'there is no class-stats file {class_stats}')
         try:
             distribution = ClassDistribution.from_json(class_stats)
-        except TypeError as e:
-            raise EvaluationError(f'class-stats file {class_stats}: {e}') from e
+        except (TypeError, ValueError) as e:
+            named = str(e) if str(class_stats) in str(e) else f'class-stats file {class_stats}: {e}'
+            raise EvaluationError(named) from e
     if distribution.num_classes != network.num_classes:
         raise EvaluationError(
             f'the class sizes are of {distribution.num_classes} classes, but the network has {network.num_classes}')
@@ -167,32 +172,61 @@ class Data:
     def __init__(self, args: argparse.Namespace, network: Network, distribution: ClassDistribution) -> None:
         self.args, self.network = args, network
         self.class_names = network.class_names or distribution.class_names
+        self.names_note: str | None = None
 
     def tested(self) -> tuple[str, Any]:
         """Name and images of the part to evaluate."""
         from ..data import find_split
-        split = self.args.split or find_split(self.args.dataset, self.args.data_dir, ('test', 'validation'))
+        args = self.args
+        if not args.dataset and not args.data_dir:
+            raise EvaluationError(
+                'no data to evaluate: name a data set by --dataset, or a folder of class folders by --data-dir')
+        _check_root(args.dataset, args.data_dir, '--data-dir')
+        split = args.split or find_split(args.dataset, args.data_dir, ('test', 'validation'))
         if split is None:
             raise EvaluationError('the data have no test or validation part; name the part to evaluate by --split')
         return split, self.known(split)
 
-    def for_threshold(self, tested: str) -> tuple[str, Any]:
-        """Name and images of the part that sets the threshold, never the tested one."""
+    def for_threshold(self, tested: tuple[str, Any]) -> tuple[str, Any]:
+        """Name and images of the part that sets the threshold; none of them is an image of the tested part."""
         from ..data import find_split
-        split = self.args.threshold_split
-        if split is None:
-            split = find_split(self.args.dataset, self.args.data_dir, ('validation',))
-            if split is None or split == tested:
-                split = 'train'
-        if split == tested:
-            raise EvaluationError(f'the threshold cannot be chosen on {tested!r}, the part that is tested')
-        return split, self.known(split)
+        split = self.args.threshold_split or find_split(self.args.dataset, self.args.data_dir, ('validation',))
+        if split is not None:
+            part = split, self.known(split)
+            if not self.share_images(part, tested):
+                return part
+        if self.args.threshold_split is None:
+            return 'train', self.apart('the threshold cannot be chosen', 'train', tested)
+        return split, self.apart('the threshold cannot be chosen', split, tested)
+
+    def apart(self, what: str, split: str, tested: tuple[str, Any]) -> Any:
+        """Images of a part, which must hold no image of the tested part."""
+        part = split, self.known(split)
+        if self.share_images(part, tested):
+            a_list = self.args.dataset.startswith('list/')
+            hint = ' (a list is one for each part only if its name holds {split})' if a_list else ''
+            raise EvaluationError(
+                f'{what} on {split!r}, which holds images of {tested[0]!r}, the part that is tested; name another part '
+                f'by --threshold-split, or test another by --split{hint}')
+        return part[1]
+
+    def share_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
+        """Whether two parts hold an image in common: by the names of their files, else by the parts' names."""
+        from ..data.factory import DIGITS, numbers_its_own_classes
+        name = self.args.dataset
+        if numbers_its_own_classes(name):
+            return not _files(one[1]).isdisjoint(_files(two[1]))
+        first, second = _usual_name(one[0]), _usual_name(two[0])
+        if name == DIGITS or name.startswith('torch/'):  # two parts: every name but that of training is the other one
+            return (first == 'train') == (second == 'train')
+        return first == second
 
     def known(self, split: str) -> Any:
         """Images of a part, with the classes of the network."""
         from ..data import get_class_names
+        from ..data.factory import numbers_its_own_classes
         name = self.args.dataset
-        own = name in ('', 'folder') or name.startswith('list/')
+        own = numbers_its_own_classes(name)
         options = {'class_names': self.class_names} if own and self.class_names else {}
         dataset = self._create(name, self.args.data_dir, split, **options)
         names, classes = get_class_names(dataset), self.network.num_classes
@@ -200,13 +234,20 @@ class Data:
         if found > classes or (names and len(names) != classes):
             raise EvaluationError(f'{name or self.args.data_dir} has {found} classes, but the network has {classes}')
         if names and self.class_names and not own and list(names) != list(self.class_names):
-            _logger.warning('the data set names its classes differently from the checkpoint; its labels are used as is')
+            c = next(c for c in range(classes) if names[c] != self.class_names[c])
+            differ = f'class {c} is {names[c]!r} in the data set and {self.class_names[c]!r} in the checkpoint'
+            if not self.args.ignore_class_names:
+                raise EvaluationError(
+                    f'{name} has other classes than the checkpoint: {differ}; if only the names differ, pass '
+                    f'--ignore-class-names')
+            self.names_note = f'not compared: {differ}; labels are used as they are'
         return dataset
 
     def unknown(self) -> Any:
         """Images of unknown classes."""
         from ..data import find_split
         args = self.args
+        _check_root(args.open_set, args.open_set_dir, '--open-set-dir')
         split = args.open_set_split or find_split(args.open_set, args.open_set_dir, ('test', 'validation', 'train'))
         return self._create(args.open_set, args.open_set_dir, split or 'train')
 
@@ -236,8 +277,10 @@ class Data:
 def _open_set(
         args: argparse.Namespace,
         data: Data,
-        tested: str,
+        tested: tuple[str, Any],
         posthoc: Any,
+        distribution: ClassDistribution,
+        rule: str,
         logits: Tensor,
         targets: Tensor,
         features: Tensor | None,
@@ -250,26 +293,72 @@ def _open_set(
     prototypes = None
     if prototype:
         train = (val_features, val_targets)
-        if part != 'train':
-            _, train_targets, train_features = data.collect(data.known('train'), 'prototypes', True)
+        if _usual_name(part) != 'train':
+            images = data.apart('prototypes cannot be taken', 'train', tested)
+            _, train_targets, train_features = data.collect(images, 'prototypes', True)
             train = (train_features, train_targets)
         prototypes = class_prototypes(*train, data.network.num_classes)
         features = torch.cat([features, unknown_features])
     labels = torch.cat([targets, torch.full((len(unknown_logits),), UNKNOWN)])
     # a transductive correction would read known and unknown images together; the plain logits decide then
-    correct = posthoc if posthoc is not None and not getattr(posthoc, 'transductive', False) else (lambda z: z)
     everything = torch.cat([logits, unknown_logits])
-    predictions = correct(everything).argmax(1)
+    made_by, corrected = 'as trained', everything
+    if posthoc is not None and getattr(posthoc, 'transductive', False):
+        made_by = f'as trained; the correction ({posthoc.label}) reads all test images together and is left out'
+    elif posthoc is not None:
+        made_by, corrected = f'corrected by {posthoc.label}', posthoc(everything)
+    predictions = corrected.argmax(1)
     results = []
     for score in args.open_set_score:
         def scores(z: Tensor, f: Tensor | None, score: str = score) -> Tensor:
             return open_set_scores(z, score=score, features=f, prototypes=prototypes)
 
         chosen = choose_threshold(scores(val_logits, val_features))
-        chosen['rule'] = f"keeps 95% of the images of part {part!r}; no unknown image seen"
-        found = open_set_report(scores(everything, features), predictions, labels, threshold=chosen, score=score)
-        results.append({**found, 'unknown': args.open_set})
+        chosen['rule'] = f'keeps 95% of the images of part {part!r}; no unknown image seen' + (
+            '; training images, whose scores are higher than those of new ones' if _usual_name(part) == 'train' else '')
+        found = open_set_report(
+            scores(everything, features), predictions, labels, threshold=chosen, score=score,
+            class_counts=distribution, split_rule=rule)
+        results.append({**found, 'unknown': args.open_set, 'predictions': made_by})
     return results
+
+
+def _check_open_set_options(args: argparse.Namespace) -> None:
+    if not args.open_set:
+        for name in ('open_set_dir', 'open_set_split', 'open_set_score', 'threshold_split'):
+            if getattr(args, name):
+                raise EvaluationError(
+                    f'--{name.replace("_", "-")} is of --open-set NAME, which is not given; for a folder of images: '
+                    f'--open-set folder')
+    args.open_set_score = args.open_set_score or ['softmax', 'energy']
+
+
+def _check_root(name: str, root: str | None, option: str) -> None:
+    """Refuse a missing folder before the data set looks for its parts there."""
+    from ..data.factory import numbers_its_own_classes
+    stored = numbers_its_own_classes(name) or name.startswith('torch/')
+    if stored and root is None:
+        raise EvaluationError(f'data set {name!r} needs the folder of its images: {option} DIR')
+    if stored and not Path(root).is_dir():
+        raise EvaluationError(f'there is no folder {root} ({option})')
+
+
+def _usual_name(split: str) -> str:
+    from ..data.factory import SPLIT_NAMES as ALIASES
+    return next((part for part, names in ALIASES.items() if split in names), split)
+
+
+def _files(dataset: Any) -> set[str]:
+    return {os.path.realpath(dataset.filename(i, absolute=True)) for i in range(len(dataset))}
+
+
+def _correction_protocol(network: Network, posthoc: Any) -> dict[str, str]:
+    if posthoc is None:
+        return {}
+    fitted_on = (network.metrics.get('corrected') or {}).get('fitted_on', 'not known')
+    chosen = 'given, not chosen' if posthoc.metric is None else (
+        f'{posthoc.metric} of the validation part, {100 * posthoc.score:.2f}% there')
+    return {'correction_fitted_on': fitted_on, 'correction_strength_chosen_by': chosen}
 
 
 def _landscape(
@@ -316,7 +405,7 @@ def _weight_norms(network: Network) -> list[float] | None:
         weight = getattr(classifier_of(network.model), 'weight', None)
     except EvaluationError:
         return None
-    if weight is None or weight.shape[0] != network.num_classes:
+    if weight is None or weight.shape[0] != network.num_classes or not bool(weight.isfinite().all()):
         return None
     return weight.detach().float().flatten(1).norm(dim=1).tolist()
 
@@ -335,12 +424,14 @@ def _write(
     distribution.to_json(folder / 'class_distribution.json')
     if recipe:
         write_text(folder / 'args.yaml', yaml.safe_dump(recipe, sort_keys=False))
-    write_text(folder / 'metrics.json', json.dumps(metrics, indent=1, allow_nan=False) + '\n')
+    from ..training.outputs import json_ready
+    write_text(folder / 'metrics.json', json.dumps(json_ready(metrics), indent=1, allow_nan=False) + '\n')
 
 
 def summary(metrics: dict[str, Any], page: Path) -> str:
     """The closing lines on the terminal."""
-    names = ('top1', 'top5', 'balanced_accuracy', *SPLIT_NAMES, 'worst_class', 'ece')
+    names = ('top1', 'top5', 'balanced_accuracy', *SPLIT_NAMES, 'worst_class', 'harmonic_mean', 'geometric_mean',
+             'macro_f1', 'ece', *(f'ece_{n}' for n in SPLIT_NAMES))
     rows = []
     for name in names:
         value, interval = metrics[name], (metrics['confidence'] or {}).get(name)
@@ -348,10 +439,13 @@ def summary(metrics: dict[str, Any], page: Path) -> str:
         rows.append(f'{name.replace("_", " "):18s}{shown}' + (
             f'   95%: {interval[0]:.2f} to {interval[1]:.2f}' if interval else ''))
     for found in metrics.get('open_set', []):
+        after = ', '.join('absent' if found[k] is None else f'{found[k]:.1f}' for k in ('top1', *SPLIT_NAMES))
         rows.append(
             f'open set, {found["score"]}: F (OLTR) {found["f_measure_oltr"]:.3f}, F (rejected known not counted) '
             f'{found["f_measure_without_rejected"]:.3f}, AUROC {found["auroc"]:.1f}, FPR@95 {found["fpr95"]:.1f}, '
-            f'OSCR {found["oscr"]:.1f}')
+            f'OSCR {found["oscr"]:.1f}; top-1, many, medium, few after rejection: {after}')
+    if metrics['non_finite']:
+        rows.append(f'{metrics["non_finite"]} images have scores that are NaN or infinite; they count as wrong')
     rows.append(
         f'percent; {metrics["num_images"]} images, {metrics["protocol"]["test_part"]}; split rule '
         f'{metrics["split_rule"]}; {metrics["model"]}, {metrics["num_parameters"]:,} parameters'

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -71,6 +72,10 @@ def load_network(
     """
     import timm_lt  # the networks of this package must be registered, also if only this module was imported
     timm_lt.register()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # torch asserts that it was built for a GPU
+        raise EvaluationError(f'device {str(device)!r} cannot be used: {_first_line(e)}; try --device cpu') from e
     if architecture is not None:
         return _from_file(source, architecture, num_classes, device)
     if ':' not in source and not Path(source).exists() and timm.is_model(source):
@@ -149,6 +154,11 @@ def _from_file(source: str, architecture: str, num_classes: int | None, device: 
     try:
         timm.models.load_checkpoint(model, source, weights_only=True)
     except Exception as e:  # unpickling and key errors come in many kinds
+        # timm and torch advise to unpickle all the same
+        if any(isinstance(cause, UnpicklingError) for cause in (e, e.__cause__)):
+            raise EvaluationError(
+                f'weights file {source} was not read: it is damaged, or holds objects besides tensors, which could run '
+                f'code; store the state dict alone, best as safetensors') from e
         raise EvaluationError(f'weights file {source} cannot be read into {architecture}: {_first_line(e)}') from e
     return Network(model.to(device).eval(), architecture, source)
 
