@@ -87,13 +87,21 @@ def everything(folder, repo, work):
     Path(folder, 'plots', 'new.png').unlink()
     Path(folder, 'posthoc.json').unlink()
     hub.push(folder, repo)
+    Path(work, 'pulled', 'plots', 'mine.png').write_bytes(b'mine')
+    hub.pull(repo, f'{work}/pulled')
+    files = ('posthoc.json', 'README.md', 'plots/mine.png')
+    result['pulled_again'] = [Path(work, 'pulled', f).is_file() for f in files]
+    result['corrected_again'] = hub.load(f'{work}/pulled').posthoc is not None
 
+    result['public'] = error_of(hub.push, folder, repo, private=True)
     result['taken'] = error_of(hub.push, folder, 'other/name')
     result['missing'] = error_of(hub.load, 'me/nothing')
     token = os.environ.pop('HF_TOKEN')
     result['no_token'] = error_of(hub.push, folder, repo)
     os.environ['HF_TOKEN'] = token[:-1] + 'X'
     result['wrong_token'] = error_of(hub.push, folder, repo)
+    os.environ['HF_TOKEN'] = 'hf_' + 20 * 'ö'
+    result['odd_token'] = error_of(hub.push, folder, repo)
     os.environ['HF_TOKEN'] = token
     huggingface_hub.constants.ENDPOINT = 'http://127.0.0.1:9'
     result['no_network'] = error_of(hub.push, folder, repo)

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 
 import timm_lt
 from timm_lt.data import create_dataset
-from timm_lt.hub import HubError, load, pull, push, write_hub_folder
+from timm_lt.evaluate import report
+from timm_lt.hub import HubError, load, pull, push, remote, write_hub_folder
 from timm_lt.hub.__main__ import main
 from timm_lt.hub.remote import _status_reason
 from timm_lt.posthoc import PostHoc
@@ -104,6 +105,8 @@ def test_load_gives_model_names_distribution_correction_and_figures(run_dir):
 def test_half_precision_file_loads_into_a_float32_network(tmp_path):
     network = make_run(tmp_path / 'run')
     folder = write_hub_folder(tmp_path / 'run', network, dtype='float16')
+    assert 'stored weights: float16; the figures were measured before rounding' in (folder / 'README.md').read_text()
+    assert load(folder).metrics['protocol']['stored_weights'].startswith('float16')
     assert (folder / 'model.safetensors').stat().st_size < 0.6e6
     state = load(folder).model.state_dict()
     for name, value in network.state_dict().items():
@@ -111,14 +114,17 @@ def test_half_precision_file_loads_into_a_float32_network(tmp_path):
         assert torch.equal(state[name], stored) and state[name].dtype == value.dtype
 
 
-def test_shipped_digits_load_without_a_network_and_have_the_accuracy_of_their_card():
+def test_shipped_digits_load_without_a_network_and_have_the_figures_of_their_card():
     checkpoint = load('digits')
     test = create_dataset('timm_lt/digits', split='test')
     images = torch.stack([checkpoint.transform(image) for image, _ in test])
     with torch.no_grad():
-        predicted = checkpoint(images).argmax(1)
-    top1 = 100 * (predicted == torch.as_tensor(test.targets)).double().mean()
-    assert float(top1) == pytest.approx(checkpoint.metrics['top1'], abs=0.1)
+        logits = checkpoint(images)
+    predicted = logits.argmax(1)
+    found = report(logits, test.targets, checkpoint.distribution)
+    for figure in ('top1', 'balanced_accuracy', 'many', 'medium', 'few', 'ece', 'ece_few'):
+        assert found[figure] == pytest.approx(checkpoint.metrics[figure], abs=0.1), figure
+    assert 'float16' in checkpoint.metrics['protocol']['stored_weights']
     assert sum(f.stat().st_size for f in checkpoint.folder.rglob('*')) < 1e6
     by_timm = timm.create_model(f'local-dir:{timm_lt.hub.shipped("digits")}', pretrained=True).eval()
     with torch.no_grad():
@@ -168,8 +174,25 @@ def test_changed_weights_are_refused(run_dir):
 def test_truncated_weights_without_a_manifest_are_refused(run_dir, length):
     path = run_dir / 'hub' / 'model.safetensors'
     path.write_bytes(path.read_bytes()[:length])
-    (run_dir / 'hub' / 'manifest.json').unlink()
+    for name in ('manifest.json', 'recipe.yaml'):  # a folder of timm alone
+        (run_dir / 'hub' / name).unlink()
     with pytest.raises(HubError, match='damaged'):
+        load(run_dir)
+
+
+def test_missing_manifest_is_refused_in_a_folder_of_this_package(run_dir):
+    (run_dir / 'hub' / 'manifest.json').unlink()
+    with pytest.raises(HubError, match='its manifest.json, which records the SHA-256 of the weights, is missing'):
+        load(run_dir)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('posthoc.json', b'{"method": "logit_adjust", "class_counts": [3, 2, 1]}', 'class_counts is of 3 classes'),
+    ('posthoc.json', b'{"method": "tau_normalize", "weight_norms": [1]}', 'weight_norms is of 1 classes'),
+    ('recipe.yaml', b'\xff\xfe\xfa', 'recipe.yaml is damaged'), ('recipe.yaml', b'hello', 'recipe.yaml is damaged')])
+def test_damaged_files_beside_the_weights_are_refused(run_dir, name, content, message):
+    (run_dir / 'hub' / name).write_bytes(content)
+    with pytest.raises(HubError, match=message):
         load(run_dir)
 
 
@@ -193,6 +216,14 @@ def test_push_without_a_network_keeps_the_folder_and_says_what_to_do(run_dir, mo
     error = capsys.readouterr().err
     assert 'HF_HUB_OFFLINE is set' in error and f'kept in {run_dir}/hub' in error and error.count('\n') == 1
     load(run_dir)
+
+
+def test_advice_after_a_failed_push_repeats_its_options(run_dir, monkeypatch):
+    monkeypatch.setattr(remote, 'has_token', lambda: False)
+    folder = run_dir.rename(run_dir.with_name('my run'))
+    with pytest.raises(HubError) as e:
+        push(folder, 'me/name', private=True, revision='seed-1')
+    assert f"hub push '{folder}/hub' me/name --private --revision seed-1" in str(e.value)
 
 
 def test_push_refuses_a_folder_that_holds_a_token(run_dir, monkeypatch):
@@ -230,6 +261,18 @@ def test_published_figure_and_hub_block_go_into_the_card_but_not_among_the_resul
     assert 'Top-1 56.0 at imbalance ratio 50 with ResNet-32. Source: Table 3' in card.text
     assert card.data.license == 'mit' and card.data.datasets == ['me/owls'] and 'owls' in card.data.tags
     assert 56.0 not in [r.metric_value for r in card.data.eval_results]
+
+
+@pytest.mark.parametrize('options, line, cited', [
+    (['--loss', 'bcl', '--opt', 'gsa', '--gkp'], 'bcl + gsa + gkp', ['`gkp`']),
+    (['--loss', 'ldam', '--drw-epoch', '1'], 'ldam + sgd + drw', ['`ldam`', '`drw`: K. Cao']),
+    (['--loss', 'ce', '--mixup', '1', '--cutmix', '1'], 'ce + sgd + mixup + cutmix', ['`mixup`', '`cutmix`']),
+    (['--loss', 'ce', '--posthoc', 'logit_adjust'], 'ce + sgd + logit_adjust', ['`logit_adjust`: A. Menon'])])
+def test_card_names_and_cites_every_method_of_the_recipe(options, line, cited, tmp_path):
+    network = make_run(tmp_path / 'run', options=options)
+    text = ModelCard.load(write_hub_folder(tmp_path / 'run', network) / 'README.md').text
+    assert f'timm_lt: {line}, ' in text and f'resnet20_cifar, {line}, ' in text
+    assert all(c in text.partition('## Methods')[2] for c in cited)
 
 
 @pytest.mark.parametrize('line, message', [

@@ -84,6 +84,16 @@ def test_pull_and_list_find_what_was_pushed(scenario):
     assert result['listed'] == [['me/name'], []]
 
 
+def test_second_pull_removes_a_correction_that_no_longer_holds_and_nothing_else(scenario):
+    assert scenario['result']['pulled_again'] == [False, True, True]
+    assert not scenario['result']['corrected_again']
+
+
+def test_private_push_to_a_public_repository_is_refused(scenario):
+    assert 'exists and is public' in scenario['result']['public']
+    assert '--private' in scenario['result']['public']
+
+
 def test_script_pushes_its_checkpoint_and_a_failed_push_leaves_the_finished_run(scenario):
     result = scenario['result']
     assert (result['train_quota'], result['train_again']) == (2, 0)
@@ -109,7 +119,8 @@ def test_new_push_removes_a_correction_that_no_longer_holds(scenario):
 
 @pytest.mark.parametrize('case, advice', [
     ('quota', 'storage of the account is used up'), ('taken', 'the name is taken by someone else'),
-    ('no_token', 'hf auth login'), ('wrong_token', 'token'), ('no_network', 'the Hub cannot be reached')])
+    ('no_token', 'hf auth login'), ('wrong_token', 'token'), ('odd_token', 'characters that no token has'),
+    ('no_network', 'the Hub cannot be reached')])
 def test_failed_upload_keeps_the_folder_and_says_what_to_do(scenario, case, advice):
     message = scenario['result'][case]
     assert advice in message and f'kept in {scenario["work"]}/run/hub' in message and 'push it again with' in message

@@ -75,6 +75,12 @@ def test_cifar_recipe_changes_its_ratio_by_one_option(name, tmp_path):
     assert differing == {'imbalance_ratio'}
 
 
+@pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
+def test_cifar_recipe_names_the_ratio_of_each_figure(name):
+    published = options_of(name).published or {}
+    assert all(isinstance(published[k], dict) for k in ('top1', 'many', 'medium', 'few') if k in published)
+
+
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipe_is_echoed_resolved(name, tmp_path):
     """What ``args.yaml`` of a run holds needs no base file any more and means the same."""
@@ -139,7 +145,8 @@ def test_recipe_figure_goes_into_the_card(tmp_path):
     metrics = {'top1': 40.0, 'seed': 0, 'protocol': {}}
     write_card(tmp_path, vars(args), metrics, made_parts(10).distribution)
     text = (tmp_path / 'README.md').read_text()
-    assert 'Top-1 68.7 at imbalance ratio 10' in text and 'datasets:\n- uoft-cs/cifar100' in text
+    assert 'Top-1 68.7 at imbalance ratio 10, Many-shot 67.3 at imbalance ratio 100' in text
+    assert 'datasets:\n- uoft-cs/cifar100' in text
 
 
 def test_readme_names_every_recipe_and_every_own_key():

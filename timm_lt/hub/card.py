@@ -23,6 +23,25 @@ DATASETS = {
     'timm_lt/digits': (None, 'Digits (scikit-learn)'),
 }
 
+# papers of what stands in no registry
+PAPERS = {
+    'drw': 'K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, '
+           'https://arxiv.org/abs/1906.07413, Algorithm 1',
+    'gkp': 'Chen et al., "GKP+GSA", CVPR 2026',
+    'mixup': 'H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, '
+             'https://arxiv.org/abs/1710.09412',
+    'cutmix': 'S. Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", '
+              'ICCV 2019, https://arxiv.org/abs/1905.04899',
+    'rebalance': 'F. Zhang et al., "Gradient-Aware Logit Adjustment Loss for Long-tailed Classifier", ICASSP 2024, '
+                 'https://arxiv.org/abs/2403.09036',
+    'logit_adjust': 'A. Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, '
+                    'https://arxiv.org/abs/2007.07314, Eq. (9)',
+    'tau_normalize': 'B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", '
+                     'ICLR 2020, https://arxiv.org/abs/1910.09217, Eq. (4)',
+    'temperature': 'C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, '
+                   'https://arxiv.org/abs/1706.04599',
+}
+
 
 def write_card(
         folder: Path,
@@ -64,7 +83,7 @@ def write_card(
 
 
 def citations(recipe: dict[str, Any]) -> list[str]:
-    """The papers of the loss, sampler, optimizer and second stage that a recipe names."""
+    """The papers of the methods that a recipe names."""
     cited: list[str] = []
     for option, registry in (('loss', LOSSES), ('sampler', SAMPLERS), ('opt', OPTIMIZERS), ('stage2', STAGE2)):
         name = recipe.get(option)
@@ -72,7 +91,7 @@ def citations(recipe: dict[str, Any]) -> list[str]:
             info = registry.info(name)
             if paper := _paper(info):
                 cited.append(f'`{name}`: {paper}')
-    return cited
+    return cited + [f'`{name}`: {PAPERS[name]}' for name in _further_methods(recipe) if name in PAPERS]
 
 
 def _paper(info: MethodInfo) -> str:
@@ -103,7 +122,15 @@ def _methods_line(recipe: dict[str, Any]) -> str:
         parts.append(recipe['sampler'])
     if recipe.get('stage2') not in (None, '', 'none'):
         parts.append(recipe['stage2'])
+    parts += _further_methods(recipe)
     return ' + '.join(str(p) for p in parts if p)
+
+
+def _further_methods(recipe: dict[str, Any]) -> list[str]:
+    used = {
+        'drw': recipe.get('drw_epoch') is not None, 'gkp': recipe.get('gkp'), 'mixup': recipe.get('mixup'),
+        'cutmix': recipe.get('cutmix')}
+    return [name for name, on in used.items() if on] + [recipe['posthoc']] * bool(recipe.get('posthoc'))
 
 
 def _results(

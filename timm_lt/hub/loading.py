@@ -105,13 +105,13 @@ def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 
             raise HubError(
                 f'{folder}: class_distribution.json has {distribution.num_classes} classes, the network '
                 f'{model.num_classes}')
-    posthoc = _json(folder / 'posthoc.json')
+    posthoc = _posthoc(folder / 'posthoc.json', model.num_classes)
     names = _json(folder / 'config.json').get('label_names')
     if names is None and distribution is not None:
         names = distribution.class_names
     return Checkpoint(
         model=model.to(device).eval(), class_names=list(names) if names else None, distribution=distribution,
-        posthoc=_posthoc(folder, posthoc), metrics=_json(folder / 'metrics.json') or {},
+        posthoc=posthoc, metrics=_json(folder / 'metrics.json') or {},
         recipe=_recipe(folder / 'recipe.yaml'), folder=folder)
 
 
@@ -150,17 +150,28 @@ def _json(path: Path) -> Any:
         raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
 
 
-def _posthoc(folder: Path, values: Any) -> PostHoc | None:
+def _posthoc(path: Path, num_classes: int) -> PostHoc | None:
+    values = _json(path)
     if values is None:
         return None
     try:
-        return PostHoc.from_dict(values)
+        posthoc = PostHoc.from_dict(values)
     except (TypeError, ValueError) as e:
-        raise HubError(f'{folder / "posthoc.json"}: {e}') from e
+        raise HubError(f'{path}: {e}') from e
+    for name in ('log_column_sums', 'class_counts', 'weight_norms', 'bias'):
+        entries = getattr(posthoc, name)
+        if entries is not None and len(entries) != num_classes:
+            raise HubError(f'{path}: {name} is of {len(entries)} classes, the network has {num_classes}')
+    return posthoc
 
 
 def _recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        return yaml.safe_load(path.read_text(encoding='utf-8')) if path.is_file() else {}
-    except yaml.YAMLError as e:
+        recipe = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
+    if not isinstance(recipe, dict):
+        raise HubError(f'{path} is damaged: it holds no `key: value` lines. Download the checkpoint anew')
+    return recipe

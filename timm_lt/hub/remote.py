@@ -6,8 +6,8 @@ a second push of the same folder sends no weights and makes no commit. ``HfApi.u
 ``upload_large_folder`` may split a folder into several commits, which a reader could see half done.
 """
 
-import logging
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -31,8 +31,6 @@ from .errors import HubError
 from .weights import WEIGHTS, find_pickles, read_weights
 
 __all__ = ['check_repo_id', 'download', 'has_token', 'list_remote', 'pull', 'push']
-
-_logger = logging.getLogger(__name__)
 
 TAG = 'timm_lt'  # of every model card that this package writes
 UPLOADED = (
@@ -71,7 +69,8 @@ def push(
     Args:
         folder: A hub folder, or the run folder that has one. It is never changed.
         repo_id: ``USER/NAME``; made if it does not exist.
-        private: Visibility of a new repository; None leaves it to the account's default.
+        private: Visibility of a new repository; None leaves it to the account's default. With True an existing public
+            repository is refused.
         revision: Branch, made if it does not exist; None is the main one.
         message: Of the commit.
 
@@ -79,14 +78,17 @@ def push(
         Address of the commit.
 
     Raises:
-        HubError: If the folder is no whole checkpoint, holds a pickle or a token, or the upload failed.
+        HubError: If the folder is no whole checkpoint, holds a pickle or a token, the repository is public though
+            ``private`` was asked for, or the upload failed.
     """
     folder = Path(folder)
     if not (folder / 'config.json').is_file() and (folder / 'hub' / 'config.json').is_file():
         folder = folder / 'hub'
     check_repo_id(repo_id)
     files = _checked_files(folder)
-    kept = f'The checkpoint is kept in {folder}; push it again with: python -m timm_lt.hub push {folder} {repo_id}'
+    command = ['push', str(folder), repo_id, *(['--private'] if private else [])]
+    command += ['--revision', revision] if revision else []
+    kept = f'The checkpoint is kept in {folder}; push it again with: python -m timm_lt.hub {shlex.join(command)}'
     if not has_token():
         raise HubError(
             f'cannot upload to {repo_id}: there is no token for the Hub. Log in once with `hf auth login`, or set '
@@ -94,6 +96,10 @@ def push(
     api = _api()
     with _explained(f'cannot upload to {repo_id}', kept):
         api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise HubError(
+                f'cannot upload to {repo_id}: it exists and is public, though a private one was asked for. Make it '
+                f'private in its settings on the Hub, choose another name, or push without --private. {kept}')
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         remote = api.list_repo_files(repo_id, revision=revision)
@@ -108,13 +114,23 @@ def push(
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Path:
     """Download a checkpoint into a folder and check its weights; an interrupted download goes on where it stopped.
 
+    What an earlier pull into the folder brought and the revision lacks is removed: a correction that no longer holds.
+
     Raises:
         HubError: If it cannot be downloaded, or its weights are not those that ``manifest.json`` records.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
     with _explained(f'cannot download {repo_id}', f'What arrived is kept in {folder}'):
-        snapshot_download(repo_id, revision=revision, local_dir=folder, allow_patterns=list(UPLOADED), **_library())
+        commit = _api().model_info(repo_id, revision=revision).sha
+        snapshot_download(repo_id, revision=commit, local_dir=folder, allow_patterns=list(UPLOADED), **_library())
+        remote = _api().list_repo_files(repo_id, revision=commit)
+    pulled = folder / '.cache' / 'huggingface' / 'download'  # where the client notes what it brought
+    for note in sorted(pulled.rglob('*.metadata')):
+        name = note.relative_to(pulled).as_posix().removesuffix('.metadata')
+        if _is_ours(name) and name not in remote:
+            (folder / name).unlink(missing_ok=True)
+            note.unlink()
     read_weights(folder)
     return folder
 
@@ -126,8 +142,8 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(UPLOADED), **_library()))
 
 
-def list_remote(author: str | None = None, limit: int = 100) -> list[str]:
-    """Names of the checkpoints on the Hub that this package wrote, of one user or of all.
+def list_remote(author: str | None = None, limit: int | None = None) -> list[str]:
+    """Names of the checkpoints on the Hub that this package wrote, of one user or of all; ``limit`` of them at most.
 
     Raises:
         HubError: If the Hub cannot be asked.
@@ -205,6 +221,8 @@ def _reason(error: Exception) -> str | None:
         return f'the Hub cannot be reached ({type(cause).__name__}); check the network and try again'
     if isinstance(error, EntryNotFoundError):
         return 'the Hub cannot be reached and the files are not in the cache; check the network and try again'
+    if isinstance(error, UnicodeEncodeError):
+        return 'the token has characters that no token has; set HF_TOKEN anew, or log in with `hf auth login`'
     if isinstance(error, (ValueError, RuntimeError, OSError)):
         return ' '.join(str(error).split())
     return None

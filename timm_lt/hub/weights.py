@@ -54,8 +54,8 @@ def write_manifest(folder: Path, **entries: Any) -> None:
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a folder's ``model.safetensors``.
 
-    A folder without ``manifest.json`` (written by timm alone) has no recorded SHA-256; its file is still checked to be
-    safetensors.
+    A folder that timm alone wrote has no ``manifest.json`` and so no recorded SHA-256; its file is still checked to be
+    safetensors. A folder of this package without one is refused.
 
     Raises:
         HubError: If the file is missing, pickled, damaged, or not the one that ``manifest.json`` records.
@@ -90,6 +90,10 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
 def _recorded_sha256(folder: Path) -> str | None:
     path = folder / MANIFEST
     if not path.is_file():
+        if all((folder / name).is_file() for name in ('class_distribution.json', 'recipe.yaml')):
+            raise HubError(
+                f'{folder} is damaged: its {MANIFEST}, which records the SHA-256 of the weights, is missing. Download '
+                f'the checkpoint anew')
         return None
     try:
         return str(json.loads(path.read_text(encoding='utf-8'))['sha256'])
