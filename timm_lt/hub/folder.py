@@ -57,7 +57,7 @@ def write_hub_folder(
         data_config: Input size, mean, deviation, interpolation, crop.
         posthoc: Correction to apply to the logits; None takes that of ``posthoc.json``.
         dtype: Type the weights are stored in: ``'float32'``, ``'float16'`` or ``'bfloat16'``. Loading copies them
-            into the float32 model.
+            into the float32 model. The figures stay those of the run, measured before rounding; ``protocol`` says so.
 
     Returns:
         The folder.
@@ -87,7 +87,10 @@ def write_hub_folder(
     distribution.to_json(new / 'class_distribution.json')
     recipe = {k: v for k, v in options.items() if k not in PRIVATE_OPTIONS}
     (new / 'recipe.yaml').write_text(yaml.safe_dump(recipe, sort_keys=True), encoding='utf-8')
-    shutil.copy(run_dir / 'metrics.json', new / 'metrics.json')
+    if dtype != 'float32':
+        note = f'{dtype}; the figures were measured before rounding'
+        metrics['protocol'] = {**metrics.get('protocol', {}), 'stored_weights': note}
+    (new / 'metrics.json').write_text(json.dumps(metrics, indent=1) + '\n', encoding='utf-8')
     if posthoc is not None:
         (new / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
     plots = sorted((run_dir / 'plots').glob('*.png')) if (run_dir / 'plots').is_dir() else []
