@@ -30,6 +30,8 @@ def test_bad_arguments_are_refused():
         drw_class_weights(COUNTS, beta=1.0)
     with pytest.raises(ValueError, match='start_epoch'):
         DeferredReweighting(nn.CrossEntropyLoss(), COUNTS, start_epoch=-1)
+    with pytest.raises(ValueError, match='3 entries, but VSLoss has 4 classes'):
+        DeferredReweighting(create_loss('vs', COUNTS), [3, 2, 1], start_epoch=1)
     with pytest.raises(ValueError, match='at least 1'):
         DeferredReweighting(nn.CrossEntropyLoss(), [3, 0], start_epoch=1)
 
@@ -66,6 +68,18 @@ def test_torch_cross_entropy_is_weighted(dtype):
         torch.testing.assert_close(criterion(logits, TARGET), expected)
     for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         torch.testing.assert_close(copied(logits, TARGET), expected)
+    torch.testing.assert_close(criterion(input=logits, target=TARGET), expected)
+
+
+def test_state_of_torch_cross_entropy_holds_no_weight_and_loads_into_a_fresh_one():
+    criterion = nn.CrossEntropyLoss()
+    DeferredReweighting(criterion, COUNTS, start_epoch=1).set_epoch(5)
+    fresh = nn.CrossEntropyLoss()
+    resumed = DeferredReweighting(fresh, COUNTS, start_epoch=1)
+    fresh.load_state_dict(criterion.state_dict())
+    nn.CrossEntropyLoss().load_state_dict(criterion.state_dict())
+    resumed.set_epoch(5)
+    torch.testing.assert_close(fresh(LOGITS, TARGET), criterion(LOGITS, TARGET))
 
 
 def test_criteria_without_class_weights_are_refused():

@@ -14,9 +14,11 @@ from timm_lt import create_loss, list_losses
 from timm_lt._registry import LOSSES
 from timm_lt.losses import (
     LongTailLoss,
+    balanced_softmax_loss,
     class_balanced_loss,
     eql_loss,
     gcl_loss,
+    lade_loss,
     lade_regularizer,
     ldam_loss,
     ldam_margins,
@@ -265,6 +267,30 @@ def test_bad_shapes_and_options_are_refused(name):
         build(name, reduction='batchmean')
     with pytest.raises(TypeError, match='no option'):
         build(name, no_such_option=1)
+    with pytest.raises(ValueError, match=r'int64, got torch.int32'):
+        call(name, loss, logits, target.int())
+
+
+@pytest.mark.parametrize('classes', [1, C - 1, C + 1])
+@pytest.mark.parametrize('name', [n for n in NAMES if 'class_counts' in LOSSES.info(n).needs])
+def test_another_number_of_classes_is_refused(name, classes):
+    logits, target = make_batch()
+    with pytest.raises(ValueError, match=f'logits of {C} classes, but the loss was built for {classes}'):
+        call(name, create_loss(name, [3] * classes), logits, target)
+    if name in WEIGHTED:
+        for give in (lambda w: create_loss(name, COUNTS, class_weight=w), create_loss(name, COUNTS).set_class_weight):
+            with pytest.raises(ValueError, match=f'{classes} entries, but the loss has {C} classes'):
+                give([1.0] * classes)
+
+
+def test_class_weights_tell_the_number_of_classes_of_a_loss_without_counts():
+    with pytest.raises(ValueError, match='built for 3'):
+        create_loss('focal', class_weight=[1.0, 2.0, 3.0])(*make_batch())
+
+
+def test_an_unknown_option_is_answered_with_the_options_of_the_loss():
+    with pytest.raises(TypeError, match="'classification_weight', 'contrastive_weight', 'temperature', 'tau'"):
+        create_loss('bcl', COUNTS, a=1.0)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -410,6 +436,33 @@ def test_class_balanced_matches_a_plain_loop(form, variant):
         class_balanced_loss(logits, target, weight, form, gamma, variant), loop(logits, target, of_sample).mean())
 
 
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('gap', [12.0, 20.0, 40.0])
+@pytest.mark.parametrize('form', ['softmax', 'sigmoid', 'focal'])
+def test_class_balanced_of_a_confident_sample_does_not_cancel(form, gap, soft):
+    # of logits +gap/2 for the own class and -gap/2: each term is log(1 + e), with e below
+    gap = gap if form == 'softmax' else 2 * gap
+    logits = torch.full((1, C), -gap / 2)
+    logits[0, 1] = gap / 2
+    logits.requires_grad_()
+    target = F.one_hot(torch.tensor([1]), C).float() if soft else torch.tensor([1])
+    loss = class_balanced_loss(logits, target, torch.ones(C), form, 1.0, 'released')
+    e = math.exp(-gap if form == 'softmax' else -gap / 2)
+    value, slope = {
+        'softmax': (2 * (C - 1) * e / C, 2 * e / C), 'sigmoid': (C * e, e), 'focal': (C * e ** 2, 2 * e ** 2)}[form]
+    torch.testing.assert_close(loss.item(), value, rtol=1e-4, atol=0)
+    grad, = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(grad[0, 0].item(), slope, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_class_balanced_of_overflowed_logits_has_a_gradient_that_a_scaler_skips(bad):
+    logits = torch.tensor([[0.0, bad, 1.0]], requires_grad=True)
+    loss = create_loss('class_balanced', [3, 2, 1], variant='released')(logits, torch.tensor([0]))
+    grad, = torch.autograd.grad(loss, logits)
+    assert not bool(torch.isfinite(grad).all())
+
+
 def test_eql_matches_a_plain_loop_for_hard_and_soft_targets():
     logits, target = make_batch(scale=3.0)
     rare = torch.tensor([False, False, True, True, True])
@@ -504,6 +557,10 @@ def test_lade_matches_a_plain_loop(variant):
     torch.testing.assert_close(shares.sum(), total)
     expected = create_loss('balanced_softmax', COUNTS)(logits, target) + 0.1 * total
     torch.testing.assert_close(loss(logits, target), expected)
+    torch.testing.assert_close(lade_loss(logits, target, loss.log_prior, variant=variant), expected)
+    torch.testing.assert_close(
+        lade_loss(logits, target, loss.log_prior, regularizer_weight=0.0),
+        balanced_softmax_loss(logits, target, loss.log_prior))
 
 
 def test_logsumexp_of_others_has_no_cancellation():

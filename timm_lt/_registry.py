@@ -120,14 +120,18 @@ register_stage2 = STAGE2.register
 
 
 def call_factory(info: MethodInfo, kind: str, *args: Any, **kwargs: Any) -> Any:
-    """Build a method; an option that its constructor lacks is a TypeError with the nearest option names."""
+    """Build a method; an option that its constructor lacks, or needs and did not get, is a TypeError that names it."""
     target = info.factory.__init__ if inspect.isclass(info.factory) else info.factory
     parameters = inspect.signature(target).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         options = [n for n in parameters if n != 'self']
         for key in kwargs:
             if key not in options:
-                raise TypeError(f'{kind} {info.name!r} has no option {key!r}. {nearest_names(key, options)}')
+                known = ', '.join(repr(n) for n in options)
+                raise TypeError(f'{kind} {info.name!r} has no option {key!r}; its options are {known}')
+    for name, p in parameters.items():
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and name not in kwargs:
+            raise TypeError(f'{kind} {info.name!r} needs {name}: pass {name}=..., see {info.factory.__qualname__}')
     return info.factory(*args, **kwargs)
 
 

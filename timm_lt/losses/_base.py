@@ -12,15 +12,27 @@ from torch import Tensor
 from .._validate import check_option, check_range, check_reduction
 
 STATISTICS_MODES = ('immediate', 'staged', 'hold')
+_held = False  # see hold_statistics
 
 
-def check_targets(logits: Tensor, target: Tensor, soft_targets: bool, who: str) -> None:
+def check_targets(
+        logits: Tensor,
+        target: Tensor,
+        soft_targets: bool,
+        who: str,
+        num_classes: int | None = None,
+) -> None:
     """Raise a ValueError unless ``target`` is (B,) int64 or, where allowed, (B, C) floating point.
 
-    Label values are not read here: that would be a host synchronisation; the data pipeline checks them once.
+    ``num_classes`` is the C that the logits must have, if known. Label values are not read here: that would be a host
+    synchronisation; the data pipeline checks them once.
     """
     if logits.ndim != 2:
         raise ValueError(f'{who}: logits must have shape (B, C), got {tuple(logits.shape)}')
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise ValueError(
+            f'{who}: the model gives logits of {logits.shape[1]} classes, but the loss was built for {num_classes}; '
+            f'pass one class count (and class weight) per output of the model')
     if target.is_floating_point():
         if not soft_targets:
             raise ValueError(
@@ -30,8 +42,11 @@ def check_targets(logits: Tensor, target: Tensor, soft_targets: bool, who: str) 
             raise ValueError(
                 f'{who}: soft targets must have the shape of the logits {tuple(logits.shape)}, '
                 f'got {tuple(target.shape)}')
-    elif target.shape != logits.shape[:1]:
+        return
+    if target.shape != logits.shape[:1]:
         raise ValueError(f'{who}: targets must have shape ({logits.shape[0]},), got {tuple(target.shape)}')
+    if target.dtype != torch.int64:
+        raise ValueError(f'{who}: class indices must be int64, got {target.dtype}; convert them by target.long()')
 
 
 class LongTailLoss(nn.Module):
@@ -48,6 +63,7 @@ class LongTailLoss(nn.Module):
             'mean' divides by the sum of the weights of the targets, as in torch's cross-entropy.
         class_weight: Weight of each class, (C,), or None. Deferred re-weighting sets it later by
             :meth:`set_class_weight`.
+        num_classes: C, where the subclass knows it (from its class counts); logits and class weights must have it.
 
     A loss that gathers statistics in training (GALA) commits them in one of three ways, see :meth:`statistics`.
     """
@@ -58,11 +74,17 @@ class LongTailLoss(nn.Module):
     couples_samples = False  # True: the value of a sample depends on the batch that it is in
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
 
-    def __init__(self, reduction: str = 'mean', class_weight: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(
+            self,
+            reduction: str = 'mean',
+            class_weight: Sequence[float] | Tensor | None = None,
+            num_classes: int | None = None,
+    ) -> None:
         super().__init__()
         self.reduction = check_reduction(reduction)
+        self.num_classes = num_classes
         self.smoothing = 0.0
-        self.statistics_mode = 'immediate'
+        self._statistics_mode = 'immediate'
         self.register_buffer('class_weight', None)
         if class_weight is not None:
             self.set_class_weight(class_weight)
@@ -76,6 +98,8 @@ class LongTailLoss(nn.Module):
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         if weight.ndim != 1 or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
             raise ValueError(f'class_weight must be (C,), finite and >= 0, got shape {tuple(weight.shape)}')
+        if self.num_classes not in (None, len(weight)):
+            raise ValueError(f'class_weight has {len(weight)} entries, but the loss has {self.num_classes} classes')
         reference = next((b for b in self.buffers() if b is not None), weight)
         self.class_weight = weight.to(reference.device)
 
@@ -145,7 +169,10 @@ class LongTailLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, reduction: str | None = None) -> Tensor:
         reduction = self.reduction if reduction is None else check_reduction(reduction)
-        check_targets(logits, target, self.soft_targets, type(self).__name__)
+        num_classes = self.num_classes
+        if num_classes is None and self.class_weight is not None:
+            num_classes = len(self.class_weight)
+        check_targets(logits, target, self.soft_targets, type(self).__name__, num_classes)
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if self.class_weight is not None and self.class_weight.device != logits.device:
@@ -174,12 +201,16 @@ class LongTailLoss(nn.Module):
         :meth:`commit_statistics` (several micro-batches of one step, a step that may be skipped). 'hold': not taken
         (further evaluations of a batch that was counted already).
         """
-        before = self.statistics_mode
-        self.statistics_mode = check_option('statistics mode', mode, STATISTICS_MODES)
+        before = self._statistics_mode
+        self._statistics_mode = check_option('statistics mode', mode, STATISTICS_MODES)
         try:
             yield
         finally:
-            self.statistics_mode = before
+            self._statistics_mode = before
+
+    @property
+    def statistics_mode(self) -> str:
+        return 'hold' if _held else self._statistics_mode
 
     def commit_statistics(self) -> None:
         """Put staged statistics in force, summed over processes. Called on every process, or on none."""
@@ -282,6 +313,17 @@ def mean_normalizer(criterion: Any, target: Tensor) -> Tensor:
     if weight is not None and not target.is_floating_point():
         return weight.to(target.device)[target].sum()
     return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
+
+
+@contextmanager
+def hold_statistics() -> Iterator[None]:
+    """No loss takes statistics inside the block: for a function that evaluates a batch again by a loss not known."""
+    global _held
+    before, _held = _held, True
+    try:
+        yield
+    finally:
+        _held = before
 
 
 @contextmanager

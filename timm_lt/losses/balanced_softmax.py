@@ -13,7 +13,7 @@ from .._registry import register_loss
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 
-__all__ = ['logit_adjustment_loss']
+__all__ = ['balanced_softmax_loss', 'logit_adjustment_loss']
 
 
 def logit_adjustment_loss(
@@ -49,13 +49,18 @@ class LogitAdjustmentLoss(LongTailLoss):
     """
 
     def __init__(self, class_counts, *, tau: float = 1.0, reduction: str = 'mean', class_weight=None) -> None:
-        super().__init__(reduction, class_weight)
-        self.tau = check_range('tau', tau, 0)
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        super().__init__(reduction, class_weight, len(counts))
+        self.tau = check_range('tau', tau, 0)
         self.register_buffer('log_prior', (counts / counts.sum()).log())
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         return logit_adjustment_loss(logits, target, self.log_prior, self.tau, reduction='none')
+
+
+def balanced_softmax_loss(logits: Tensor, target: Tensor, log_prior: Tensor, reduction: str = 'mean') -> Tensor:
+    """Cross-entropy on logits shifted by the log class prior, :func:`logit_adjustment_loss` with tau = 1."""
+    return logit_adjustment_loss(logits, target, log_prior, 1.0, reduction)
 
 
 @register_loss('balanced_softmax', paper='Ren et al., NeurIPS 2020', needs=('class_counts',))

@@ -99,12 +99,12 @@ class BCLLoss(LongTailLoss):
             tau: float = 1.0,
             reduction: str = 'mean',
     ) -> None:
-        super().__init__(reduction)
+        counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        super().__init__(reduction, num_classes=len(counts))
         self.classification_weight = check_range('classification_weight', classification_weight, 0)
         self.contrastive_weight = check_range('contrastive_weight', contrastive_weight, 0)
         self.temperature = check_range('temperature', temperature, 0, low_open=True)
         self.tau = check_range('tau', tau, 0)
-        counts = check_class_counts(class_counts, who=type(self).__name__).double()
         self.register_buffer('log_prior', (counts / counts.sum()).log())
 
     def set_class_weight(self, weight: Any) -> None:
@@ -125,7 +125,7 @@ class BCLLoss(LongTailLoss):
                     'timm_lt.models.BCLModel and feed three views per image, (B, 3, ch, H, W)')
             return super().forward(output, target, reduction)
         logits, features, prototypes = output
-        check_targets(logits, target, self.soft_targets, type(self).__name__)
+        check_targets(logits, target, self.soft_targets, type(self).__name__, self.num_classes)
         reduction = self.reduction if reduction is None else check_reduction(reduction)
         with torch.autocast(logits.device.type, enabled=False):
             dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -6,17 +6,17 @@ Implements: the class-balanced softmax, sigmoid and focal losses, with weights `
 normalised to sum C.
 Source: written from the paper.
 Differs from the paper / official code: the code that most projects use takes, for the softmax form, the binary
-cross-entropy of the softmax probabilities, averaged over B x C: ``variant='released'``. ``variant='paper'`` (default)
-is the weighted softmax cross-entropy. The sigmoid and focal forms are the same in both.
+cross-entropy of the softmax probabilities, averaged over B x C: ``variant='released'`` (here from the logits, so that
+probabilities next to 0 and 1 are not rounded). ``variant='paper'`` (default) is the weighted softmax cross-entropy. The
+sigmoid and focal forms are the same in both.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss, logsumexp_of_others, reduce
 from .drw import effective_number_weights
 from .focal import focal_term
 
@@ -49,23 +49,21 @@ def class_balanced_loss(
     Returns:
         Loss in nats.
     """
-    num_classes = logits.shape[1]
     if not target.is_floating_point():
-        target = F.one_hot(target, num_classes).to(logits.dtype)
+        target = F.one_hot(target, logits.shape[1]).to(logits.dtype)
     weighted = target * weight.to(logits.dtype)
     if form == 'softmax' and variant == 'paper':
         return reduce(-(weighted * F.log_softmax(logits, dim=1)).sum(1), reduction)
     if form == 'softmax':
-        probability = F.softmax(logits, dim=1)
-        positive = F.binary_cross_entropy(probability, torch.ones_like(probability), reduction='none') / num_classes
-        negative = F.binary_cross_entropy(probability, torch.zeros_like(probability), reduction='none') / num_classes
-    else:
-        gamma = gamma if form == 'focal' else 0.0
-        positive = focal_term(F.softplus(-logits, threshold=40), gamma)
-        negative = focal_term(F.softplus(logits, threshold=40), gamma)
-    # for class c: positive_c + sum_{k != c} negative_k
-    per_sample = (weighted * (positive - negative)).sum(1) + weighted.sum(1) * negative.sum(1)
-    return reduce(per_sample, reduction)
+        logits = logits - logsumexp_of_others(logits)  # the softmax probability is the sigmoid of this
+    gamma = gamma if form == 'focal' else 0.0
+    positive = focal_term(F.softplus(-logits, threshold=40), gamma)
+    negative = focal_term(F.softplus(logits, threshold=40), gamma)
+    if form == 'softmax':  # each at most 100, as torch's binary cross-entropy of probabilities
+        positive, negative = (v.clamp_max(100) / logits.shape[1] for v in (positive, negative))
+    # for class c: positive_c + sum_{k != c} negative_k; a hard target has exactly 0 for the negative of its own class
+    of_others = weighted.sum(1, keepdim=True) - weighted
+    return reduce((weighted * positive + of_others * negative).sum(1), reduction)
 
 
 @register_loss('class_balanced', paper='Cui et al., CVPR 2019', needs=('class_counts',))
@@ -93,11 +91,11 @@ class ClassBalancedLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        counts = check_class_counts(class_counts, who=type(self).__name__)
+        super().__init__(reduction, class_weight, len(counts))
         self.form = check_option('form', form, FORMS)
         self.gamma = check_range('gamma', gamma, 0)
         self.variant = check_option('variant', variant, ('paper', 'released'))
-        counts = check_class_counts(class_counts, who=type(self).__name__)
         self.register_buffer('balance_weight', effective_number_weights(counts, beta))
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:

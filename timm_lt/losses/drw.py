@@ -37,11 +37,12 @@ def drw_class_weights(class_counts, beta: float = 0.9999) -> Tensor:
     return effective_number_weights(class_counts, beta)
 
 
-def _weight_follows_logits(criterion: nn.Module, args: tuple) -> None:
+def _weight_follows_logits(criterion: nn.Module, args: tuple, kwargs: dict) -> None:
     # torch's criterion keeps no other tensor that would tell its device
     if criterion.weight is not None:
-        dtype = torch.float64 if args[0].dtype == torch.float64 else torch.float32
-        criterion.weight = criterion.weight.to(args[0].device, dtype)
+        logits = args[0] if args else kwargs['input']
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        criterion.weight = criterion.weight.to(logits.device, dtype)
 
 
 class DeferredReweighting:
@@ -57,7 +58,8 @@ class DeferredReweighting:
 
     Raises:
         TypeError: If the criterion takes no class weights.
-        ValueError: If it has class weights already, which this schedule would replace.
+        ValueError: If it has class weights already, which this schedule would replace, or is for another number of
+            classes.
 
     Examples:
         >>> drw = DeferredReweighting(nn.CrossEntropyLoss(), [500, 50, 5], start_epoch=160)
@@ -79,8 +81,13 @@ class DeferredReweighting:
         self.criterion = criterion
         self.start_epoch = start_epoch
         self.weights = drw_class_weights(class_counts, beta)
+        if getattr(criterion, 'num_classes', None) not in (None, len(self.weights)):
+            raise ValueError(
+                f'class_counts has {len(self.weights)} entries, but {type(criterion).__name__} has '
+                f'{criterion.num_classes} classes; pass the counts that the loss was built with')
         if not self.takes_setter:
-            criterion.register_forward_pre_hook(_weight_follows_logits)
+            criterion.register_buffer('weight', None, persistent=False)  # a state has none: the epoch decides
+            criterion.register_forward_pre_hook(_weight_follows_logits, with_kwargs=True)
 
     def set_epoch(self, epoch: int) -> None:
         """Put the weights of this epoch in force: none before ``start_epoch``."""

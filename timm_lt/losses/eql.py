@@ -50,7 +50,7 @@ class EqualizationLoss(LongTailLoss):
     """Cross-entropy in which rare classes are mostly spared the gradient of other classes' samples.
 
     Draws come from torch's global generator of the logits' device, as those of dropout do; in evaluation mode nothing
-    is dropped.
+    is dropped. Every pass draws anew, also the further passes that a sharpness-aware optimizer makes over one batch.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.
@@ -69,10 +69,10 @@ class EqualizationLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        super().__init__(reduction, class_weight, len(counts))
         self.threshold = check_range('threshold', threshold, 0, 1)
         self.gamma = check_range('gamma', gamma, 0, 1)
-        counts = check_class_counts(class_counts, who=type(self).__name__).double()
         self.register_buffer('rare', counts / counts.sum() < threshold)
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:

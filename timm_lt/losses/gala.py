@@ -127,12 +127,12 @@ class GALALoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        num_classes = check_class_counts(class_counts, who=type(self).__name__).numel()
+        super().__init__(reduction, class_weight, num_classes)
         self.lambda1 = check_range('lambda1', lambda1, 0)
         self.lambda2 = check_range('lambda2', lambda2, 0)
         self.epsilon = check_range('epsilon', epsilon, 0, low_open=True)
         self.variant = check_option('variant', variant, VARIANTS)
-        num_classes = check_class_counts(class_counts, who=type(self).__name__).numel()
         # float64: over a training run small terms are added to a large sum
         self.register_buffer('gradient_sum', torch.zeros(num_classes, dtype=torch.float64))
         repeated = torch.zeros(num_classes, dtype=torch.float64) if variant == 'released' else None

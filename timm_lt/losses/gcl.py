@@ -70,7 +70,8 @@ class GCLLoss(LongTailLoss):
 
     The logits must be plain cosines in [-1, 1], from a classifier with normalised features and class vectors and no
     scale of its own; the loss scales them. Draws come from torch's global generator of the logits' device, as those of
-    dropout do; in evaluation mode there is no noise.
+    dropout do; in evaluation mode there is no noise. Every pass draws anew, also the further passes that a
+    sharpness-aware optimizer makes over one batch.
 
     The paper's second stage (classifier only, class-balanced sampling) is ``margin=0.1, scale=20, focal_gamma=1``.
 
@@ -98,13 +99,13 @@ class GCLLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        logs = check_class_counts(class_counts, who=type(self).__name__).double().log()
+        super().__init__(reduction, class_weight, len(logs))
         self.scale = check_range('scale', scale, 0, low_open=True)
         self.noise_factor = check_range('noise_factor', noise_factor, 0)
         self.noise_std = check_range('noise_std', noise_std, 0, low_open=True)
         self.margin = check_range('margin', margin, 0)
         self.focal_gamma = check_range('focal_gamma', focal_gamma, 0)
-        logs = check_class_counts(class_counts, who=type(self).__name__).double().log()
         # (log n_max - log n_c) / (log n_max - log n_min); zeros for equal class sizes
         self.register_buffer('cloud', (logs.max() - logs) / (logs.max() - logs.min()).clamp_min(1e-12))
 

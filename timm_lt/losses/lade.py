@@ -13,14 +13,14 @@ importance-weighted mean over the batch. The paper weighs sample i by ``p_u(y_i)
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss
+from ._base import LongTailLoss, reduce
+from .balanced_softmax import balanced_softmax_loss
 
-__all__ = ['lade_regularizer']
+__all__ = ['lade_loss', 'lade_regularizer']
 
 
 def lade_regularizer(
@@ -54,6 +54,34 @@ def lade_regularizer(
     return common - own * log_prior.exp()[target] / in_batch[target]
 
 
+def lade_loss(
+        logits: Tensor,
+        target: Tensor,
+        log_prior: Tensor,
+        regularizer_weight: float = 0.1,
+        remine_lambda: float = 0.1,
+        variant: str = 'paper',
+        reduction: str = 'mean',
+) -> Tensor:
+    """Balanced softmax plus ``regularizer_weight`` times the regulariser of the batch.
+
+    Args:
+        logits: Unnormalised scores, (B, C).
+        target: Class indices, (B,).
+        log_prior: Logarithm of the share of each class among the training images, (C,).
+        regularizer_weight: Factor on the regulariser, >= 0; 0 is balanced softmax.
+        remine_lambda: See :func:`lade_regularizer`.
+        variant: 'paper' or 'released', see the module head.
+        reduction: 'none' -> (B,), each sample with B times its share of the regulariser; 'mean' or 'sum' of these.
+
+    Returns:
+        Loss in nats.
+    """
+    shares = lade_regularizer(logits, target, log_prior, remine_lambda, variant)
+    loss = balanced_softmax_loss(logits, target, log_prior, reduction='none')
+    return reduce(loss + regularizer_weight * logits.shape[0] * shares, reduction)
+
+
 @register_loss('lade', paper='Hong et al., CVPR 2021', needs=('class_counts',), soft_targets=False)
 class LADELoss(LongTailLoss):
     """Balanced softmax with a regulariser that drives each logit towards the log density ratio of its class.
@@ -84,14 +112,13 @@ class LADELoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        super().__init__(reduction, class_weight, len(counts))
         self.regularizer_weight = check_range('regularizer_weight', regularizer_weight, 0)
         self.remine_lambda = check_range('remine_lambda', remine_lambda, 0)
         self.variant = check_option('variant', variant, ('paper', 'released'))
-        counts = check_class_counts(class_counts, who=type(self).__name__).double()
         self.register_buffer('log_prior', (counts / counts.sum()).log())
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
-        loss = F.cross_entropy(logits + self.log_prior.to(logits.dtype), target, reduction='none')
-        shares = lade_regularizer(logits, target, self.log_prior, self.remine_lambda, self.variant)
-        return loss + self.regularizer_weight * logits.shape[0] * shares
+        return lade_loss(
+            logits, target, self.log_prior, self.regularizer_weight, self.remine_lambda, self.variant, reduction='none')

@@ -92,11 +92,11 @@ class LabelAwareSmoothingLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        class_counts = check_class_counts(class_counts, who=type(self).__name__)
+        super().__init__(reduction, class_weight, len(class_counts))
         check_range('smooth_head', smooth_head, 0, 1, high_open=True)
         check_range('smooth_tail', smooth_tail, 0, 1, high_open=True)
         check_range('power', power, 0, low_open=True)
-        check_class_counts(class_counts, who=type(self).__name__)
         self.register_buffer('smooth', label_aware_smoothing(class_counts, smooth_head, smooth_tail, shape, power))
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:

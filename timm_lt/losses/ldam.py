@@ -81,10 +81,10 @@ class LDAMLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        class_counts = check_class_counts(class_counts, who=type(self).__name__)
+        super().__init__(reduction, class_weight, len(class_counts))
         check_range('max_margin', max_margin, 0)
         self.scale = check_range('scale', scale, 0, low_open=True)
-        check_class_counts(class_counts, who=type(self).__name__)
         self.register_buffer('margins', ldam_margins(class_counts, max_margin))
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:

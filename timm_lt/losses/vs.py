@@ -61,10 +61,10 @@ class VSLoss(LongTailLoss):
             reduction: str = 'mean',
             class_weight=None,
     ) -> None:
-        super().__init__(reduction, class_weight)
+        class_counts = check_class_counts(class_counts, who=type(self).__name__)
+        super().__init__(reduction, class_weight, len(class_counts))
         check_range('gamma', gamma, 0)
         check_range('tau', tau, 0)
-        check_class_counts(class_counts, who=type(self).__name__)
         delta, iota = vs_parameters(class_counts, gamma, tau)
         self.register_buffer('delta', delta)
         self.register_buffer('iota', iota)
