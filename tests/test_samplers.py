@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import timm_lt
 from timm_lt.samplers import LongTailSampler, check_not_divided
@@ -286,6 +286,39 @@ def test_end_of_epoch_state_resumes_with_nothing_left():
     assert len(list(resumed)) == 71
 
 
+def test_setting_another_epoch_than_the_loaded_one_is_not_silent(recwarn):
+    sampler = make('reverse')
+    sampler.set_epoch(3)
+    state, end = sampler.state_dict(position=16), sampler.state_dict(position=71)
+    for given, epoch, warns in ((state, 0, True), (state, 4, True), (state, 3, False), (end, 4, False), (end, 0, True)):
+        resumed = make('reverse')
+        resumed.load_state_dict(given)
+        resumed.set_epoch(epoch)
+        assert bool(recwarn) == warns, (given, epoch)
+        if warns:
+            assert 'loader.set_epoch(3)' in str(recwarn.pop(UserWarning).message)
+    resumed.load_state_dict(state)
+    list(resumed)
+    resumed.set_epoch(0)  # the loaded epoch was run
+    assert not recwarn
+
+
+def test_state_of_another_sampler_law_or_order_of_labels_is_refused():
+    targets = make_targets()
+    for saved, loading, message in (
+            (make('class_balanced'), make('reverse'), 'sampler=ClassBalancedSampler'),
+            (make('progressive', num_epochs=10), make('progressive', num_epochs=20), 'num_epochs=10'),
+            (make('effective_number'), make('effective_number', beta=0.9), 'beta=0.9999'),
+            (make('repeat_factor', num_samples=80), make('repeat_factor', threshold=0.2, num_samples=80), 'threshold'),
+            (make('reverse', targets), make('reverse', targets.flip(0)), 'same labels in the same order')):
+        with pytest.raises(ValueError, match=message):
+            loading.load_state_dict(saved.state_dict())
+    for bad in ({}, {'position': 0, 'epoch': 1}):
+        with pytest.raises(ValueError, match='sampler state lacks'):
+            make('reverse').load_state_dict(bad)
+    make('reverse', targets.tolist()).load_state_dict(make('reverse', targets.int()).state_dict())
+
+
 def test_state_of_other_data_or_seed_is_refused():
     state = make('reverse').state_dict()
     with pytest.raises(ValueError, match='seed=0'):
@@ -299,7 +332,8 @@ def test_state_of_other_data_or_seed_is_refused():
 @pytest.mark.parametrize('name', NAMES)
 def test_bad_input_is_a_clear_error(name):
     for bad, message in (([], 'not empty'), ([0, -1], 'labels must be in'), ([0.5, 1.0], 'whole numbers'),
-                         ([[0, 1], [1, 0]], 'one-dimensional')):
+                         ([[0, 1], [1, 0]], 'one-dimensional'), (['a', 'b'], 'labels of the training images'),
+                         (TensorDataset(torch.zeros(2, 3)), 'get_targets')):
         with pytest.raises(ValueError, match=message):
             make(name, bad)
     with pytest.raises(ValueError, match='no training image'):
@@ -337,7 +371,9 @@ def test_options_out_of_range_are_refused():
                          ('progressive', {'num_epochs': 0})):
         with pytest.raises(ValueError, match=next(iter(option))):
             make(name, **option)
-    with pytest.raises(TypeError, match='num_epochs'):
+    with pytest.raises(ValueError, match='labels of the training images'):
+        timm_lt.create_sampler('reverse', None)
+    with pytest.raises(TypeError, match="'progressive' needs num_epochs: pass num_epochs="):
         timm_lt.create_sampler('progressive', [0, 1])
 
 
@@ -405,6 +441,7 @@ def test_two_processes_prepared_by_accelerate_see_each_image_once(tmp_path):
     script = tmp_path / 'run.py'
     script.write_text(textwrap.dedent('''
         import sys
+        import warnings
         import torch
         from accelerate import Accelerator
         from accelerate.utils import gather
@@ -427,6 +464,23 @@ def test_two_processes_prepared_by_accelerate_see_each_image_once(tmp_path):
             assert len(seen) == 64 and sampler.epoch == epoch
             own = [i for k, i in enumerate(sampler.order(epoch).tolist()) if k // 8 % 2 == accelerator.process_index]
             assert steps[0].tolist() == own
+
+        # resume in mid-epoch: the position in samples of all processes, the epoch through the loader
+        state = sampler.state_dict(position=32)
+        resumed = create_sampler('class_balanced', targets, seed=3)
+        resumed.load_state_dict(state)
+        loader = accelerator.prepare(DataLoader(
+            TensorDataset(torch.arange(64)), batch_size=8, sampler=resumed, drop_last=True))
+        loader.set_epoch(state['epoch'])
+        rest = gather(torch.cat([batch for batch, in loader]))
+        assert sorted(rest.tolist()) == sorted(sampler.order(1).tolist()[32:]), rest
+        with warnings.catch_warnings(record=True) as caught:  # without it the loader starts at its own epoch 0
+            warnings.simplefilter('always')
+            resumed.load_state_dict(state)
+            loader = accelerator.prepare(DataLoader(
+                TensorDataset(torch.arange(64)), batch_size=8, sampler=resumed, drop_last=True))
+            next(iter(loader))
+        assert any('loader.set_epoch(1)' in str(w.message) for w in caught)
         if accelerator.is_main_process:
             open(sys.argv[1], 'w').write('done')
         accelerator.end_training()

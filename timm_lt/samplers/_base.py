@@ -15,13 +15,15 @@ with replacement, which has the same expectation and more variance.
 
 import math
 import operator
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from .._validate import check_option
 from ..class_distribution import ClassDistribution
@@ -42,6 +44,9 @@ class LongTailSampler(Sampler[int]):
             come once more so that all processes have ceil(M / W) (False).
         num_classes: C; None takes the largest label + 1.
 
+    Under Accelerate (``prepare``) the loader alone sets the epoch: it calls :meth:`set_epoch` at the start of each
+    iteration, with its own count. Set it by ``loader.set_epoch(epoch)``, also after a resume.
+
     Process r gets draws r, r + W, r + 2 W, ... of :meth:`order`, so that a step of all processes is a window of it.
 
     Raises:
@@ -49,6 +54,7 @@ class LongTailSampler(Sampler[int]):
     """
 
     needs_every_class = True
+    law_options: tuple[str, ...] = ()  # attributes that the law depends on; a state is of one law only
 
     def __init__(
             self,
@@ -61,9 +67,7 @@ class LongTailSampler(Sampler[int]):
             drop_last: bool = False,
             num_classes: int | None = None,
     ) -> None:
-        if not hasattr(targets, '__array__'):
-            targets = list(targets)
-        targets = torch.as_tensor(targets).detach()
+        targets = _labels(targets)
         distribution = ClassDistribution.from_targets(targets, num_classes)
         if self.needs_every_class or num_classes is not None:
             distribution.require_images()
@@ -83,11 +87,13 @@ class LongTailSampler(Sampler[int]):
                 f'drop_last=True leaves nothing: {self.num_samples} draws for {self.num_replicas} processes; '
                 f'use fewer processes or drop_last=False')
         # images of class c: images_by_class[first_image[c]:first_image[c] + class_counts[c]]
-        self.images_by_class = torch.sort(targets.cpu(), stable=True).indices
+        self.images_by_class = torch.sort(targets, stable=True).indices
         self.first_image = _starts(self.class_counts)
         self.epoch = 0
         self._start = 0  # where the next iteration begins, in draws of this process
         self._drawn = 0  # draws of the present epoch handed out by this process
+        self._loaded = False  # a state was loaded, and its epoch has not been started
+        self._checksum = zlib.crc32(targets.contiguous().numpy())
 
     # The law
 
@@ -152,7 +158,7 @@ class LongTailSampler(Sampler[int]):
         order = self.order()
         if self.num_replicas is not None:
             order = order[torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas) % self.num_samples]
-        start, self._start = self._start, 0
+        start, self._start, self._loaded = self._start, 0, False
         self._drawn = start
         for index in order[start:].tolist():
             self._drawn += 1
@@ -162,16 +168,23 @@ class LongTailSampler(Sampler[int]):
         """Choose the epoch of the next iteration; the loaded position stays if the epoch is the loaded one."""
         epoch = _whole('epoch', epoch, 0)
         if epoch != self.epoch:
+            if self._loaded and (epoch < self.epoch or 0 < self._start < len(self)):
+                warnings.warn(
+                    f'{type(self).__name__} has loaded draw {self._start} of epoch {self.epoch}, and is set to the '
+                    f'start of epoch {epoch} before it has continued there. A loader prepared by Accelerate sets the '
+                    f'epoch by its own count: call loader.set_epoch({self.epoch}) after loading the state',
+                    stacklevel=2)
             self.epoch = epoch
             self._start = self._drawn = 0
+            self._loaded = False
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """State in mid-epoch, the same on every process.
 
         Args:
             position: Draws of this sampler that were used in the present epoch (of the whole order if it is not
-                divided). None: the draws handed out; a loader with workers fetches ahead, so its user passes the
-                number of samples done.
+                divided). None: the draws handed out. A loader with workers, or prepared by Accelerate, fetches ahead:
+                then pass the samples that were trained on, over all processes if the sampler is not divided.
         """
         position = self._drawn if position is None else _whole('position', position, 0)
         if position > len(self):
@@ -179,23 +192,33 @@ class LongTailSampler(Sampler[int]):
         return {
             'epoch': self.epoch,
             'position': position * (self.num_replicas or 1),
+            'sampler': type(self).__name__,
+            **{name: getattr(self, name) for name in self.law_options},
             'seed': self.seed,
             'num_samples': self.num_samples,
             'num_images': int(self.class_counts.sum()),
+            'labels': self._checksum,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next iteration continues the saved epoch at the saved position, also on another number of processes.
 
+        With a loader prepared by Accelerate call ``loader.set_epoch(state_dict['epoch'])`` afterwards: it would set its
+        own count, 0, and the position would be lost (with a warning).
+
         Raises:
-            ValueError: If the state is of other data or another seed, or the position does not divide.
+            ValueError: If the state is of another sampler, seed or labels, or the position does not divide.
         """
         own = self.state_dict()
-        for key in ('seed', 'num_samples', 'num_images'):
-            if state_dict[key] != own[key]:
+        missing = [key for key in ('epoch', 'position', 'sampler') if key not in state_dict]
+        if missing:
+            raise ValueError(f'sampler state lacks {missing}, it has {sorted(state_dict)}; pass what state_dict() gave')
+        for key in own:
+            saved = state_dict.get(key)
+            if key not in ('epoch', 'position') and saved != own[key]:
                 raise ValueError(
-                    f'sampler state was saved with {key}={state_dict[key]}, this sampler has {own[key]}; '
-                    f'build it as it was')
+                    f'sampler state was saved with {key}={saved}, this sampler has {own[key]}; build it as it was'
+                    + (', on the same labels in the same order' if key == 'labels' else ''))
         replicas = self.num_replicas or 1
         if state_dict['position'] % replicas:
             raise ValueError(
@@ -203,6 +226,7 @@ class LongTailSampler(Sampler[int]):
                 f'divide; resume on another number of processes, or at the start of the epoch')
         self.epoch = state_dict['epoch']
         self._start = self._drawn = min(state_dict['position'] // replicas, len(self))
+        self._loaded = True
 
 
 def check_not_divided(loader_or_sampler: Any) -> None:
@@ -262,6 +286,21 @@ def random_quotas(shares: Tensor, total: int, generator: torch.Generator) -> Ten
 def _starts(sizes: Tensor) -> Tensor:
     """First place of each part when parts of these sizes follow each other."""
     return sizes.cumsum(0) - sizes
+
+
+def _labels(targets: Any) -> Tensor:
+    """Labels as an int64 tensor on the CPU, (N,); what else is wrong with them the class distribution says."""
+    try:
+        if isinstance(targets, Dataset):
+            raise TypeError  # its images would all be decoded
+        if not hasattr(targets, '__array__'):
+            targets = list(targets)
+        labels = torch.as_tensor(targets).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f'targets must be the labels of the training images, whole numbers (N,), got {targets!r:.80}; '
+            f'timm_lt.data.get_targets(dataset) reads those of a dataset') from None
+    return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
 
 
 def _whole(name: str, value: Any, low: int) -> int:

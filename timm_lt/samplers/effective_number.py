@@ -35,6 +35,8 @@ class EffectiveNumberSampler(LongTailSampler):
         [0, 1, 2, 3]
     """
 
+    law_options = ('beta',)
+
     def __init__(
             self,
             targets,

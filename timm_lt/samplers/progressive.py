@@ -32,6 +32,8 @@ class ProgressiveSampler(LongTailSampler):
         [0.625, 0.375]
     """
 
+    law_options = ('num_epochs',)
+
     def __init__(
             self,
             targets,

@@ -38,6 +38,8 @@ class RepeatFactorSampler(LongTailSampler):
         [1.155, 2.0]
     """
 
+    law_options = ('threshold',)
+
     def __init__(
             self,
             targets,
