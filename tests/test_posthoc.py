@@ -57,6 +57,7 @@ def test_inductive_rebalancing_takes_logits_or_column_sums_and_one_image():
 
 
 @pytest.mark.parametrize('tau', [1.0, 1.7])
+@pytest.mark.filterwarnings('ignore:some classes are almost never predicted')
 def test_a_class_that_is_never_predicted_stays_finite_in_float32(tau):
     logits, _ = long_tailed_logits()
     logits[:, 2] = -400.0 + torch.arange(300) / 300
@@ -67,6 +68,7 @@ def test_a_class_that_is_never_predicted_stays_finite_in_float32(tau):
     assert not bool((plain / plain.sum(0) ** tau).isfinite().all())  # the quotient as it is written
 
 
+@pytest.mark.filterwarnings('ignore:some classes are almost never predicted')
 def test_floor_keeps_a_never_predicted_class_from_winning_when_tau_is_above_one():
     logits, _ = long_tailed_logits()
     logits[:, 2] = -100.0
@@ -79,6 +81,35 @@ def test_floor_keeps_a_never_predicted_class_from_winning_when_tau_is_above_one(
     assert torch.equal(rebalance_predictions(balanced, 1.7, floor=0.001), rebalance_predictions(balanced, 1.7))
     # a column sum of 0, given as such
     assert bool(rebalance_predictions(logits, 1.7, [10.0, 5.0, 0.0]).isfinite().all())
+
+
+@pytest.mark.parametrize('transductive', [False, True])
+@pytest.mark.parametrize('tau', [1.0, 1.4, 1.7])
+def test_a_chosen_correction_never_lets_a_class_win_that_is_never_predicted(tau, transductive):
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 9, (400,), generator=generator)
+    logits = torch.randn(400, 10, generator=generator)
+    logits[torch.arange(400), targets] += 6
+    logits[:, 9] = -60 + torch.randn(400, generator=generator)
+    correct = choose_tau('rebalance', logits, targets, taus=[tau], transductive=transductive)
+    assert correct.score > 0.9 and not bool((correct(logits).argmax(1) == 9).any())
+    assert PostHoc('rebalance', log_column_sums=correct.log_column_sums, transductive=transductive).floor > 0
+    with pytest.warns(UserWarning, match='floor=0.001'):
+        assert bool((rebalance_predictions(logits, tau).argmax(1) == 9).any())
+
+
+@pytest.mark.parametrize('floor', [0.0, 0.001])
+@pytest.mark.parametrize('tau', [0.0, 1.0, 1.5])
+@pytest.mark.filterwarnings('ignore:some classes are almost never predicted')
+def test_a_masked_class_keeps_minus_infinity(tau, floor):
+    logits, _ = long_tailed_logits()
+    logits[:, 2] = float('-inf')
+    other, _ = long_tailed_logits(seed=1)
+    for reference in (None, logits, other):
+        scores = rebalance_predictions(logits, tau, reference, floor=floor)
+        assert bool((scores[:, 2] == float('-inf')).all()) and bool(scores[:, :2].isfinite().all())
+    correct = choose_tau('rebalance', logits, torch.arange(300) % 2, taus=[tau], floor=floor)
+    assert correct == PostHoc.from_dict(json.loads(json.dumps(correct.to_dict(), allow_nan=False)))
 
 
 def test_logit_adjustment_subtracts_the_log_prior():
@@ -198,8 +229,9 @@ def test_transductive_choice_is_labelled_and_needs_the_whole_set():
     assert chosen.transductive and 'transductive' in chosen.label and chosen.log_column_sums is None
     assert chosen.to_dict()['transductive'] is True
     torch.testing.assert_close(chosen(test), rebalance_predictions(test, chosen.tau))
-    with pytest.raises(ValueError, match='single image'):
-        chosen(test[0])
+    for single in (test[0], test[:1]):
+        with pytest.raises(ValueError, match='single image'):
+            chosen(single)
 
 
 def test_training_images_can_be_the_reference():
@@ -245,6 +277,11 @@ def test_bad_input_is_a_clear_error():
         PostHoc('temperature', transductive=True)
     with pytest.raises(ValueError, match='has the entries'):
         PostHoc.from_dict({'method': 'temperature', 'strength': 1})
+    with pytest.raises(ValueError, match='log_column_sums is of 4 classes, the logits of 3'):
+        PostHoc('rebalance', log_column_sums=[0.0] * 4)(logits)
+    for function in (scale_temperature, lambda z: logit_adjust(z, COUNTS)):
+        with pytest.raises(ValueError, match=r'\(B, C\) or \(C,\)'):
+            function(logits[None])
     with pytest.raises(ValueError, match='weight is of'):
         tau_normalize_logits(logits, torch.ones(4, 2))
 

@@ -20,6 +20,7 @@ predicts. They are not normalised; ``scores.softmax(-1)`` gives probabilities.
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [
 METHODS = ('rebalance', 'logit_adjust', 'tau_normalize', 'temperature')
 METRICS = ('balanced_accuracy', 'accuracy')
 TAUS = tuple(i / 10 for i in range(21))
+FLOOR = 0.001  # of the column sums of a chosen correction: a class that is never predicted does not win every row
 
 
 def rebalance_predictions(
@@ -50,19 +52,21 @@ def rebalance_predictions(
     """Prediction re-balancing: ``log softmax(z)_ic - tau * log s_c``, with column sums ``s_c = sum_i softmax(z)_ic``.
 
     Args:
-        logits: Unnormalised scores, (B, C); also (C,) with a reference.
+        logits: Unnormalised scores, (B, C); also (C,) with a reference. Without one a single row (1, C) is no set to
+            take column sums from: its scores say nothing (all are 0 at tau 1).
         tau: Strength, >= 0; 0 changes no prediction. Published: 1, and 1.4 to 1.7 on the large benchmarks.
         reference: Where the column sums are taken. None: ``logits`` itself (transductive, as published). Logits (M, C)
             of training or validation images, or their column sums (C,): inductive, works for one image.
         floor: Column sums below ``floor`` times their mean count as that; 0 is the published rule. With tau > 1 the
             published score of a class grows without bound as its column sum goes to 0, so that a class which is never
-            predicted wins every row, whatever the precision; 0.001 prevents it.
+            predicted wins every row, whatever the precision (with a warning); 0.001 prevents it, and is what
+            :func:`choose_tau` and :class:`PostHoc` take.
 
     Returns:
-        Log-scores, the shape of ``logits``; the exponential is the published score.
+        Log-scores, the shape of ``logits``; the exponential is the published score. A logit of -inf stays -inf.
 
     Raises:
-        ValueError: If shapes disagree, tau or floor is out of range, or a single image comes without reference.
+        ValueError: If shapes disagree, tau or floor is out of range, or logits (C,) come without reference.
     """
     check_range('tau', tau, 0)
     log_probs = _at_least_float32('logits', logits).log_softmax(-1)
@@ -71,9 +75,13 @@ def rebalance_predictions(
             raise ValueError(
                 f'without a reference the column sums come from the images themselves: logits must have shape (B, C), '
                 f'got {tuple(logits.shape)}; pass reference= for a single image')
-        log_sums = log_probs.logsumexp(0)
+        log_sums = _finite(log_probs.logsumexp(0))
     else:
         log_sums = _log_column_sums(reference, logits.shape[-1])
+    if floor == 0 and tau >= 1 and bool((_raise_to_floor(log_sums, FLOOR) > log_sums).any()):
+        warnings.warn(
+            f'some classes are almost never predicted, and the published rule with tau {tau:g} lets them win; '
+            f'pass floor={FLOOR}', stacklevel=2)
     return log_probs - tau * _raise_to_floor(log_sums, floor).to(log_probs)
 
 
@@ -81,7 +89,7 @@ def logit_adjust(logits: Tensor, class_counts: Any, tau: float = 1.0) -> Tensor:
     """Logit adjustment after training: ``z_c - tau * log pi_c``.
 
     Args:
-        logits: Unnormalised scores of a model trained with plain cross-entropy, (..., C).
+        logits: Unnormalised scores of a model trained with plain cross-entropy, (B, C) or (C,).
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
         tau: Strength, >= 0; 0 changes nothing. The paper uses 1, or chooses it on validation images.
 
@@ -128,7 +136,7 @@ def tau_normalize_logits(logits: Tensor, weight: Tensor, bias: Tensor | None = N
     """Logits as the tau-normalised classifier gives them, from those of the classifier: ``(z_c - b_c) / |W_c|**tau``.
 
     Args:
-        logits: Scores of the classifier, (..., C).
+        logits: Scores of the classifier, (B, C) or (C,).
         weight: Its weights, (C, D), or their norms, (C,).
         bias: Its bias, (C,), or None.
         tau: Strength, >= 0.
@@ -151,7 +159,7 @@ def scale_temperature(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Temperature scaling: ``z / T``; changes confidences and no prediction.
 
     Args:
-        logits: Unnormalised scores, (..., C).
+        logits: Unnormalised scores, (B, C) or (C,).
         temperature: T > 0; above 1 less confident.
     """
     return _at_least_float32('logits', logits) / check_range('temperature', temperature, 0, low_open=True)
@@ -171,7 +179,7 @@ class PostHoc:
         class_counts: ``'logit_adjust'``: training images per class, (C,).
         weight_norms: ``'tau_normalize'``: norms of the classifier's weights, (C,).
         bias: ``'tau_normalize'``: bias of the classifier, (C,), or None.
-        floor: ``'rebalance'``: see :func:`rebalance_predictions`.
+        floor: ``'rebalance'``: see :func:`rebalance_predictions`; 0 is the published rule.
         metric: What chose tau on validation images, or None.
         score: Its value there, or None.
 
@@ -187,7 +195,7 @@ class PostHoc:
     class_counts: tuple[int, ...] | None = None
     weight_norms: tuple[float, ...] | None = None
     bias: tuple[float, ...] | None = None
-    floor: float = 0.0
+    floor: float = FLOOR
     metric: str | None = None
     score: float | None = None
 
@@ -215,10 +223,21 @@ class PostHoc:
         return f'{self.method}, {name} {self.tau:g}, {"transductive" if self.transductive else "inductive"}'
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Log-scores of one image (C,) or of several (B, C); transductive: of the whole test set (M, C)."""
+        """Log-scores of one image (C,) or of several (B, C); transductive: of the whole test set (M, C).
+
+        Raises:
+            ValueError: If shapes disagree, or a transductive correction gets a single image.
+        """
         if self.method == 'rebalance':
             if self.transductive:
+                if logits.ndim == 2 and len(logits) == 1:
+                    raise ValueError(
+                        'a transductive correction takes its column sums from the images it is called on, and a single '
+                        'image has none; pass all test images at once, or use one with log_column_sums')
                 return rebalance_predictions(logits, self.tau, floor=self.floor)
+            if len(self.log_column_sums) != logits.shape[-1]:
+                raise ValueError(
+                    f'log_column_sums is of {len(self.log_column_sums)} classes, the logits of {logits.shape[-1]}')
             log_sums = _raise_to_floor(_tensor(self.log_column_sums, logits), self.floor)
             return _at_least_float32('logits', logits).log_softmax(-1) - self.tau * log_sums
         if self.method == 'logit_adjust':
@@ -258,7 +277,7 @@ def choose_tau(
         transductive: bool = False,
         taus: Sequence[float] = TAUS,
         metric: str = 'balanced_accuracy',
-        floor: float = 0.0,
+        floor: float = FLOOR,
 ) -> PostHoc:
     """The correction whose tau is best on validation images; of equally good ones the smallest.
 
@@ -273,7 +292,7 @@ def choose_tau(
         taus: Values to try.
         metric: ``'balanced_accuracy'``: mean over the classes of the validation part of the share that is right;
             ``'accuracy'``: over images.
-        floor: ``'rebalance'``: see :func:`rebalance_predictions`.
+        floor: ``'rebalance'``: see :func:`rebalance_predictions`; 0 is the published rule.
 
     Returns:
         The correction, with ``metric`` and ``score``.
@@ -352,10 +371,15 @@ def _log_column_sums(reference: Tensor | Sequence[float], num_classes: int) -> T
             f'got shape {tuple(reference.shape)}')
     reference = reference.double()
     if reference.ndim == 2:
-        return reference.log_softmax(1).logsumexp(0)
+        return _finite(reference.log_softmax(1).logsumexp(0))
     if not bool((reference >= 0).all()) or not bool(reference.isfinite().all()):
         raise ValueError('reference column sums must be finite and >= 0; pass logits as (M, C)')
     return reference.clamp(min=torch.finfo(torch.float64).tiny).log()
+
+
+def _finite(log_sums: Tensor) -> Tensor:
+    """A column sum of 0 (a class masked by -inf everywhere) as the smallest number."""
+    return log_sums.masked_fill(log_sums == float('-inf'), math.log(torch.finfo(torch.float64).tiny))
 
 
 def _raise_to_floor(log_sums: Tensor, floor: float) -> Tensor:
