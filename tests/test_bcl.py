@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm_lt import create_loss
 from timm_lt.losses import balanced_contrastive_loss, sample_losses
 from timm_lt.models import BCLModel, BCLOutput
+from timm_lt.optim import BatchClosure
 
 COUNTS = [20, 6, 2, 1]
 C = len(COUNTS)
@@ -96,13 +97,13 @@ def test_bcl_loss_needs_three_views_in_training_and_plain_logits_in_evaluation()
 
 
 class TinyNet(nn.Module):
-    """The part of timm's interface that a model needs here, with a BatchNorm."""
+    """The part of timm's interface that a model needs here, with a BatchNorm; ``conv``: the classifier is 1x1."""
 
-    def __init__(self):
+    def __init__(self, conv=False):
         super().__init__()
         self.stem = nn.Conv2d(3, 5, 3, padding=1)
         self.norm = nn.BatchNorm2d(5)
-        self.fc = nn.Linear(5, C)
+        self.fc = nn.Conv2d(5, C, 1) if conv else nn.Linear(5, C)
 
     def get_classifier(self):
         return self.fc
@@ -111,8 +112,11 @@ class TinyNet(nn.Module):
         return self.norm(self.stem(x)).relu()
 
     def forward_head(self, x, pre_logits=False):
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
+        if isinstance(self.fc, nn.Linear):
+            x = x.mean((2, 3))
+            return x if pre_logits else self.fc(x)
+        x = x.mean((2, 3), keepdim=True)
+        return (x if pre_logits else self.fc(x)).flatten(1)
 
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
@@ -136,6 +140,32 @@ def test_network_gives_the_views_in_order_and_all_views_share_one_batchnorm_pass
     torch.testing.assert_close(
         output.prototypes, F.normalize(model.prototype_projection(net.fc.weight), dim=1), check_dtype=False,
         atol=1e-6, rtol=1e-5)
+
+
+def test_classifier_that_is_a_convolution_gives_the_logits_and_prototypes_of_the_linear_one():
+    torch.manual_seed(0)
+    linear = BCLModel(TinyNet(), projection_dim=4).eval()
+    conv = BCLModel(TinyNet(conv=True), projection_dim=4).eval()
+    state = linear.state_dict()
+    state['model.fc.weight'] = state['model.fc.weight'][:, :, None, None]
+    conv.load_state_dict(state)
+    views = torch.randn(2, 3, 3, 8, 8)
+    for a, b in zip(conv(views), linear(views)):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(conv(views).logits, conv(views[:, 0]))
+
+
+def test_classifier_is_that_of_the_model_and_its_layers_can_be_perturbed():
+    model = BCLModel(TinyNet(), projection_dim=4)
+    assert model.get_classifier() is model.model.fc
+    loss = create_loss('bcl', COUNTS)
+    options = dict(lr=0.1, class_counts=COUNTS, scale=0.1)
+    closure = BatchClosure(model, loss, torch.randn(6, 3, 3, 8, 8), torch.tensor([0, 0, 1, 2, 3, 3]))
+    with pytest.raises(ValueError, match='name the perturbed layers by a wildcard'):  # no closed form with three views
+        timm.optim.create_optimizer_v2(model, 'ccsam', **options).step(closure)
+    optimizer = timm.optim.create_optimizer_v2(model, 'ccsam', layers='model.fc*', **options)
+    for _ in range(2):
+        assert bool(torch.isfinite(optimizer.step(closure)))
 
 
 def test_prototypes_train_the_classifier_and_both_heads():

@@ -40,7 +40,8 @@ class BCLModel(nn.Module):
     give plain logits. All views pass the network together: BatchNorm sees 3B images at once.
 
     Args:
-        model: A timm model with one linear (or cosine) classifier; kept as :attr:`model`, and the one to be exported.
+        model: A timm model with one linear (also as a 1x1 convolution) or cosine classifier; kept as :attr:`model`, and
+            the one to be exported.
         projection_dim: Length D of the contrastive features.
         hidden_dim: Width of the MLPs' hidden layer; None takes the length of the model's features.
 
@@ -58,7 +59,7 @@ class BCLModel(nn.Module):
         check_range('projection_dim', projection_dim, 1)
         classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
         weight = getattr(classifier, 'weight', None)
-        if weight is None or weight.ndim != 2:
+        if weight is None or weight.ndim not in (2, 4) or weight[0, 0].numel() != 1:
             raise ValueError(
                 f'{type(model).__name__} needs exactly one linear classifier for BCL, whose weights give the class '
                 f'prototypes; create a timm model with num_classes > 0 and a single linear head')
@@ -77,10 +78,18 @@ class BCLModel(nn.Module):
         views = x.transpose(0, 1).reshape(3 * batch, *x.shape[2:])
         features = self.model.forward_head(self.model.forward_features(views), pre_logits=True)
         classifier = self.model.get_classifier()
-        logits = classifier(features[:batch])
+        weight = classifier.weight.flatten(1)
+        if isinstance(classifier, nn.Conv2d):
+            logits = F.linear(features[:batch], weight, classifier.bias)
+        else:
+            logits = classifier(features[:batch])
         contrastive = F.normalize(self.projection(features[batch:]).float(), dim=1)
-        prototypes = F.normalize(self.prototype_projection(classifier.weight).float(), dim=1)
+        prototypes = F.normalize(self.prototype_projection(weight).float(), dim=1)
         return BCLOutput(logits, contrastive.reshape(2, batch, -1).transpose(0, 1), prototypes)
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier of the timm model."""
+        return self.model.get_classifier()
 
     def plain_model(self) -> nn.Module:
         """The timm model without the contrastive heads, as it is evaluated and published."""
