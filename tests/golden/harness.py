@@ -50,6 +50,8 @@ class Golden:
         finite = torch.isfinite(reference)
         assert torch.equal(finite, torch.isfinite(value)), f'{where}: other entries are finite'
         assert torch.equal(torch.isnan(reference), torch.isnan(value)), f'{where}: other entries are NaN'
+        infinite = torch.isinf(reference)
+        assert torch.equal(reference[infinite].double(), value[infinite]), f'{where}: infinities of another sign'
         if not bool(finite.any()):
             return
         difference = (value - reference)[finite].abs().max().item()
