@@ -1,6 +1,9 @@
 import contextlib
 import importlib
 import io
+import json
+import logging
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from timm_lt import ClassDistribution
 from timm_lt.gkp import GKP, GroupPenalty, QuadraticPenalty, capped_indices, images_per_class
 from timm_lt.gkp.task import encoder_parameters
 from timm_lt.optim import BatchClosure
@@ -215,6 +219,59 @@ def test_other_optimizers_and_models_without_a_classifier_are_refused():
         encoder_parameters(nn.Linear(2, 2))
 
 
+def test_groups_file_names_the_classes_of_every_grouping(tmp_path):
+    names = list('abcdef')
+    folder = SimpleNamespace(path=tmp_path, writes=True)
+
+    def start():
+        trainer = make_trainer(groups=[0, 1, 1, 2, 2, 2])
+        trainer.folder = folder
+        return trainer, GKP(ClassDistribution(COUNTS, class_names=names), Loader(), num_groups=3, regroup_every=2)
+
+    trainer, gkp = start()
+    rows = train(trainer, gkp, 0, 3)
+    assert rows[0]['grouped_by'] == 'given'
+    entries = json.loads((tmp_path / 'groups.json').read_text())
+    assert entries[0] == {'from_epoch': 0, 'grouped_by': 'given', 'groups': [[0], [1, 2], [3, 4, 5]],
+                          'names': [['a'], ['b', 'c'], ['d', 'e', 'f']]}
+    assert [e['from_epoch'] for e in entries] == [0, 2] and entries[1]['grouped_by'] == gkp.source
+    for k, group in enumerate(entries[1]['groups']):
+        assert group == (gkp.groups == k).nonzero().flatten().tolist()
+        assert entries[1]['names'][k] == [names[c] for c in group]
+    resumed, again = start()
+    resumed.model.load_state_dict(trainer.model.state_dict())
+    resumed.optimizer.load_state_dict(trainer.optimizer.state_dict())
+    again.load_state_dict(gkp.state_dict())
+    (tmp_path / 'groups.json').unlink()
+    again.on_train_start(resumed)
+    assert json.loads((tmp_path / 'groups.json').read_text()) == entries
+
+
+@pytest.mark.parametrize('options, warns', [
+    ({'regroup_every': 6}, True), ({'regroup_epochs': []}, True), ({'regroup_epochs': [5]}, True),
+    ({'regroup_every': 5}, False), ({'regroup_epochs': [0]}, False)], ids=str)
+def test_grouping_that_never_comes_is_told_at_the_start(caplog, options, warns):
+    with caplog.at_level(logging.WARNING):
+        make_gkp(**options).on_train_start(make_trainer(epochs=6))
+    assert ('there is no penalty' in caplog.text) == warns
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'num_groups': 2.5}, 'num_groups must be a whole number'),
+    ({'regroup_every': 2.5}, 'regroup_every must be a whole number'),
+    ({'fisher_images': 0}, 'fisher_images must be'),
+    ({'regroup_epochs': 5}, 'list of epochs'),
+    ({'regroup_epochs': [1, 2.5]}, 'regroup_epochs must be a whole number'),
+    ({'foo': 1}, "no option 'foo'.*regroup_every"),
+])
+def test_options_that_cannot_be_meant_are_refused(options, message):
+    from timm_lt.training import ConfigError
+    from timm_lt.training.build import build_gkp
+    args = Namespace(opt='gsa', seed=0, gkp_kwargs=options)
+    with pytest.raises(ConfigError, match=message):
+        build_gkp(args, Loader(), ClassDistribution(COUNTS), {})
+
+
 def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monkeypatch, capsys):
     training = importlib.import_module('timm_lt.training.run')
     reads = []
@@ -254,3 +311,35 @@ def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monk
     assert status == 0 and reads == ['trained'], captured.err
     header, *rows = (tmp_path / 'run' / 'summary.csv').read_text().splitlines()
     assert len(rows) == 2 and 'quality_few' in header and 'radii' in header and 'penalty' in header
+
+
+def test_early_best_epoch_is_reported_with_the_time_of_the_whole_run(tmp_path, monkeypatch):
+    """The bank has dropped every snapshot of that epoch by then."""
+    training = importlib.import_module('timm_lt.training.run')
+    scores, seconds = iter(range(100)), []
+
+    def rising(self):
+        return torch.full((10,), float(next(scores)))
+
+    def falling(*args):
+        return lambda trainer: {'top1': 50.0 - trainer.progress.epoch}
+
+    def fit_and_note(self, fit=training.Trainer.fit):
+        fit(self)
+        seconds.append((self.progress.train_seconds, self.progress.images))
+
+    monkeypatch.setattr('timm_lt.gkp.quality.FeatureQuality.score', rising)
+    monkeypatch.setattr(training, 'validation_figures', falling)
+    monkeypatch.setattr(training.Trainer, 'fit', fit_and_note)
+    for name in ('write_report', 'write_hub'):
+        monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
+    status = training.main([
+        '--gkp', '--opt', 'gsa', '--opt-kwargs', 'Z=0', '--gkp-kwargs', 'regroup_epochs=[]', 'num_groups=3',
+        f'directory={tmp_path / "bank"}', '--epochs', '4', '--images-per-class', '12', '--imbalance-ratio', '4', '-b',
+        '16', '--val-fraction', '0.2', '--output', str(tmp_path), '--experiment', 'run', '--quiet'])
+    assert status == 0
+    metrics = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+    (total, images), = seconds
+    assert metrics['protocol']['reported_epoch'] == 0
+    assert metrics['wall_seconds'] == round(total, 3)
+    assert metrics['images_per_second'] == round(images / total, 2)

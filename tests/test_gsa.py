@@ -442,6 +442,23 @@ def test_loss_scale_does_not_change_the_step(options):
     torch.testing.assert_close([g / 1024 for g in gradients(other)], gradients(model), rtol=1e-4, atol=1e-6)
 
 
+def test_groups_may_be_a_mapping_from_the_classes():
+    model, _, _ = problem()
+    assert make(model, groups=dict(enumerate(GROUPS))).groups.tolist() == GROUPS
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'groups': {0: 1}}, 'each of the classes 0 to 4'),
+    ({'groups': [True, False, True, True, False]}, 'torch.bool'),
+    ({'variant': 'released', 'batchnorm': 'stacked'}, "batchnorm='stacked' belongs to variant='paper'"),
+    ({'variant': 'released', 'part_loss': 'batch_mean'}, "part_loss='batch_mean' belongs to"),
+    ({'variant': 'released', 'weighting': 'equal'}, "weighting='equal' belongs to"),
+], ids=str)
+def test_options_without_effect_or_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(problem()[0], **options)
+
+
 def test_what_cannot_work_is_refused():
     model, x, y = problem()
     with pytest.raises(TypeError, match='class_counts is missing'):

@@ -3,7 +3,7 @@
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping.
 Source: written from the paper.
 Differs from the official code: that one keeps C whole state dicts (765 GB for iNaturalist 2018 and ResNet-50). Classes
-whose best epoch is the same share one snapshot here, a snapshot is dropped when no class uses it any more, and the
+whose best epoch is the same share one snapshot here, one in memory is dropped when no class uses it any more, and the
 similarity of classes needs only the inner products of the snapshots (E x E for E distinct epochs), taken once when a
 snapshot arrives.
 """
@@ -44,12 +44,13 @@ class MemoryBank:
 
     Args:
         num_classes: C.
-        directory: Folder for the snapshots, one file per epoch; None keeps them in host memory. Files that a saved
-            state may still name are removed only when the second state after it is taken.
+        directory: Folder for the snapshots of this run alone, one file per epoch that some class took; None keeps them
+            in host memory. No file is removed, since a saved state may name it: delete the folder after the run.
         dtype: ``'float32'`` or ``'bfloat16'`` (half the size; inner products and anchors are of the rounded values).
         stores: Whether this process keeps snapshots; scores and epochs are kept, and equal, on all processes.
 
-    Memory: (distinct best epochs) x (encoder), on the host or on disk, never on the accelerator.
+    Memory: (distinct best epochs) x (encoder) on the host, or one file of that size per epoch on disk; never on the
+    accelerator.
     """
 
     def __init__(
@@ -69,8 +70,6 @@ class MemoryBank:
         self.best_epoch = torch.full((num_classes,), -1, dtype=torch.int64)
         self._snapshots: dict[int, Tensor] = {}
         self._gram: dict[tuple[int, int], float] = {}
-        self._named_by_last_state: set[int] = set()
-        self._on_disk: set[int] = set()
 
     @property
     def epochs(self) -> list[int]:
@@ -122,7 +121,7 @@ class MemoryBank:
         path = self._path(epoch)
         if not path.exists():
             raise FileNotFoundError(
-                f'snapshot {path} is missing; resume from the latest state, or restart with an empty folder')
+                f'snapshot {path} is missing; put the file back, or train anew')
         return torch.load(path, map_location='cpu', weights_only=True)
 
     def snapshot_similarity(self) -> tuple[Tensor, Tensor]:
@@ -155,12 +154,6 @@ class MemoryBank:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, with the snapshots where they are in memory; on disk, their epochs."""
-        if self.directory is not None and self.stores:
-            keep = self._named_by_last_state | set(self.epochs)
-            for epoch in self._on_disk - keep:
-                self._path(epoch).unlink(missing_ok=True)
-            self._on_disk &= keep
-            self._named_by_last_state = set(self.epochs)
         return {
             'best_score': self.best_score.clone(),
             'best_epoch': self.best_epoch.clone(),
@@ -184,12 +177,10 @@ class MemoryBank:
         else:
             for epoch, vector in state['snapshots'].items():
                 self._write(epoch, vector)
-            self._on_disk |= set(self.epochs)
-            self._named_by_last_state = set(self.epochs)
         missing = [e for e in self.epochs if not (e in self._snapshots or self.directory and self._path(e).exists())]
         if missing:
             raise FileNotFoundError(
-                f'snapshots of epochs {missing} are missing in {self.directory}; resume from the latest state')
+                f'snapshots of epochs {missing} are missing in {self.directory}; put the files back, or train anew')
 
     def _path(self, epoch: int) -> Path:
         return self.directory / f'encoder_{epoch:04d}.pt'
@@ -197,7 +188,6 @@ class MemoryBank:
     def _write(self, epoch: int, vector: Tensor) -> None:
         with whole_file(self._path(epoch)) as temporary:
             torch.save(vector, temporary)
-        self._on_disk.add(epoch)
 
     def _store(self, epoch: int, vector: Tensor) -> None:
         for other in self.epochs:

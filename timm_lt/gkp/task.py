@@ -13,6 +13,7 @@ penalty's centre (``limit_curvature``): with groups of a few images lambda / |G_
 an explicit step diverges on them.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._files import write_text
 from .._validate import check_class_counts, check_option, check_range
 from ..class_distribution import ClassDistribution
 from ..optim.gsa import GSA
@@ -76,10 +78,11 @@ class GKP:
     """Grouped knowledge preservation as a callback of the training loop; its optimizer is :class:`timm_lt.optim.GSA`.
 
     ``GSA(Z=0)`` steps on the plain loss and the penalty (GKP alone); ``strength=0`` leaves GSA with the groups of the
-    bank (GSA alone). Until the classes are first grouped, the optimizer's own groups hold and there is no penalty.
+    bank (GSA alone). Until the classes are first grouped, the optimizer's own groups hold and there is no penalty. The
+    classes of every group, from each epoch on in which groups changed, stand in ``groups.json`` in the run folder.
 
     Args:
-        class_counts: Training images per class, (C,).
+        class_counts: Training images per class, (C,), or a ``ClassDistribution``, whose class names are written too.
         loader: Images that the method may look at, with labels, on the device of the model: read once an epoch, each
             image once over all processes, evaluation transform, in an order that mixes classes. Never the test part.
         num_groups: G; 4 in the paper, 6 on ImageNet-LT.
@@ -92,7 +95,7 @@ class GKP:
         limit_curvature: Cut the curvature at ``1 / ((1 - alpha_end) * learning rate)``, see above; not with GSA's
             ``variant='released'``.
         fisher_images: Images of each group that its Fisher is taken of, at most, over all processes.
-        directory: Folder of the bank's snapshots; None: host memory.
+        directory: Folder of the bank's snapshots, of this run alone; None: host memory.
         dtype: Of the snapshots: 'float32' or 'bfloat16'.
         splits: Masks (C,) by name, for the figures; None: many, medium and few.
         seed: Of the clustering.
@@ -119,22 +122,29 @@ class GKP:
             seed: int = 0,
     ) -> None:
         self.class_counts = check_class_counts(class_counts, who='GKP')
+        self.class_names = getattr(class_counts, 'class_names', None)
         self.loader = loader
-        self.num_groups = int(check_range('num_groups', num_groups, 1))
-        self.regroup_every = int(check_range('regroup_every', regroup_every, 1))
-        self.regroup_epochs = None if regroup_epochs is None else sorted(int(e) for e in regroup_epochs)
+        self.num_groups = _whole('num_groups', num_groups, 1)
+        self.regroup_every = _whole('regroup_every', regroup_every, 1)
+        self.regroup_epochs = None
+        if regroup_epochs is not None:
+            if isinstance(regroup_epochs, str) or not isinstance(regroup_epochs, Iterable):
+                raise TypeError(
+                    f'regroup_epochs must be a list of epochs, counted from 0, such as [9, 19], got {regroup_epochs!r}')
+            self.regroup_epochs = sorted(_whole('an epoch of regroup_epochs', e, 0) for e in regroup_epochs)
         self.strength = check_range('strength', strength, 0)
         self.alpha_start = check_range('alpha_start', alpha_start, 0, 1)
         self.alpha_end = check_range('alpha_end', alpha_end, 0, 1)
         self.beta = check_range('beta', beta, 0)
         self.group_size = check_option('group_size', group_size, ('samples', 'classes'))
         self.limit_curvature = bool(limit_curvature)
-        self.fisher_images = int(check_range('fisher_images', fisher_images, 1))
+        self.fisher_images = _whole('fisher_images', fisher_images, 1)
         self.splits = ClassDistribution(self.class_counts).splits() if splits is None else splits
         self.seed = seed
         self.bank = MemoryBank(len(self.class_counts), directory, dtype, stores=_rank() == 0)
         self.groups: Tensor | None = None
         self.source = ''
+        self.history: list[dict[str, Any]] = []
         self.limited = 0.0
         self.penalty: QuadraticPenalty | GroupPenalty | None = None
         self._loaded: dict[str, Any] | None = None
@@ -149,6 +159,17 @@ class GKP:
         if self.groups is not None:
             optimizer.set_groups(self.groups)
         optimizer.set_penalty(self.penalty)
+        if not self.history:
+            self._note_groups(0, optimizer)
+        self._write_groups(trainer)
+        # after the last epoch it would come too late
+        if _rank() == 0 and not any(self.regroups_after(epoch) for epoch in range(trainer.epochs - 1)):
+            when = f'regroup_every={self.regroup_every}'
+            if self.regroup_epochs is not None:
+                when = f'regroup_epochs={self.regroup_epochs}'
+            _logger.warning(
+                'GKP never groups the classes anew before the last of %d epochs (%s): the first groups stay and there '
+                'is no penalty; lower regroup_every or name earlier regroup_epochs', trainer.epochs, when)
 
     def on_epoch_start(self, trainer: Any, epoch: int) -> None:
         self._optimizer(trainer).set_penalty(self.penalty, self.alpha(epoch, trainer.epochs))
@@ -164,6 +185,8 @@ class GKP:
             if self.regroups_after(epoch):
                 self._regroup(model, encoder, optimizer, rows)
                 self._preserve(model, encoder, optimizer)
+                self._note_groups(epoch + 1, optimizer)
+                self._write_groups(trainer)
         similarity = class_gradient_similarity(*rows, self.class_counts)
         for name, mask in self.splits.items():
             row[f'quality_{name}'] = quality.mean(mask)
@@ -173,7 +196,7 @@ class GKP:
 
     def state_dict(self) -> dict[str, Any]:
         state = {'bank': self.bank.state_dict(), 'groups': self.groups, 'source': self.source,
-                 'limited': self.limited, 'penalty': None}
+                 'history': list(self.history), 'limited': self.limited, 'penalty': None}
         if isinstance(self.penalty, QuadraticPenalty):
             state['penalty'] = self.penalty.state_dict()
         elif self.penalty is not None:
@@ -185,6 +208,7 @@ class GKP:
         """Take over a state; the penalty follows when training starts, with the model's parameters."""
         self.bank.load_state_dict(state['bank'])
         self.groups, self.source, self.limited = state['groups'], state['source'], state['limited']
+        self.history = list(state.get('history', []))
         self._loaded = state['penalty']
 
     # Its parts
@@ -238,6 +262,20 @@ class GKP:
         self.groups, self.source = group_classes(self.bank, self.num_groups, fallback=fallback, seed=self.seed)
         optimizer.set_groups(self.groups)
         _logger.info('grouped %d classes into %s by %s', len(self.groups), self._group_sizes('classes'), self.source)
+
+    def _note_groups(self, from_epoch: int, optimizer: GSA) -> None:
+        groups = optimizer.groups
+        classes = [(groups == k).nonzero().flatten().tolist() for k in range(optimizer.num_groups)]
+        entry = {'from_epoch': from_epoch, 'grouped_by': self.source or optimizer.grouped_by, 'groups': classes}
+        if self.class_names:
+            entry['names'] = [[str(self.class_names[c]) for c in group] for group in classes]
+        self.history.append(entry)
+
+    def _write_groups(self, trainer: Any) -> None:
+        folder = getattr(trainer, 'folder', None)
+        if folder is not None and folder.writes:
+            rows = ',\n'.join(json.dumps(entry) for entry in self.history)
+            write_text(folder.path / 'groups.json', f'[\n{rows}\n]\n')
 
     def _group_sizes(self, what: str) -> list[int]:
         """Classes or training samples of each group."""
@@ -330,7 +368,7 @@ class GKP:
             'num_groups': len(sizes),
             'group_classes': '/'.join(str(n) for n in sizes),
             'group_images': '/'.join(str(n) for n in optimizer.samples_of_group),
-            'grouped_by': self.source or 'size',
+            'grouped_by': self.source or optimizer.grouped_by,
             'radius_mean': sum(radii.values()) / len(radii) if radii else None,
             'radii': '/'.join(f'{radii[k]:.3g}' if k in radii else '-' for k in range(len(sizes))),
         }
@@ -355,6 +393,12 @@ class GKP:
         if not isinstance(optimizer, GSA):
             raise TypeError("GKP needs the optimizer 'gsa' (with Z=0 it steps on the plain loss and the penalty)")
         return optimizer
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if check_range(name, value, least) != int(value):
+        raise ValueError(f'{name} must be a whole number >= {least}, got {value}')
+    return int(value)
 
 
 def _rank() -> int:

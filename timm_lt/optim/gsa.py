@@ -12,7 +12,7 @@ joint perturbation for all groups, and passes the whole batch once more. The reg
 ``|theta| / (2 sqrt(n_k - 1) rho_k)`` has no gradient in either. A group of one training image counts as one of two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,9 @@ class GSA(SharpnessAware):
     Args:
         params: Parameters or groups.
         class_counts: Training images per class, (C,).
-        groups: Group of each class, (C,) whole numbers from 0, or ``'size'``: classes sorted by size and cut into
-            ``num_groups`` even groups. :meth:`set_groups` replaces them at any time (the memory bank does).
+        groups: Group of each class, (C,) whole numbers from 0 or a mapping {class: group}, or ``'size'``: classes
+            sorted by size and cut into ``num_groups`` even groups. :meth:`set_groups` replaces them at any time (the
+            memory bank does).
         num_groups: G of ``groups='size'``; at most C. One group is the base optimizer.
         Z: Strength of the perturbation, >= 0; 0 is the base optimizer. The paper uses 1e-2.
         direction: What a group's perturbation follows: ``'orthogonal'``, its gradient less the projection on the
@@ -74,7 +75,7 @@ class GSA(SharpnessAware):
             params: ParamsT,
             class_counts: ClassCounts | None = None,
             *,
-            groups: str | Sequence[int] | Tensor = 'size',
+            groups: str | Sequence[int] | Mapping[int, int] | Tensor = 'size',
             num_groups: int = 4,
             Z: float = 1e-2,
             direction: str = 'orthogonal',
@@ -104,9 +105,16 @@ class GSA(SharpnessAware):
         self.gradient_decay = check_range('gradient_decay', gradient_decay, 0, 1)
         self.rho_min = check_range('rho_min', rho_min, 0)
         self.rho_max = check_range('rho_max', rho_max, rho_min)
-        self.adaptive = bool(adaptive)
+        self.scaled_norms = bool(adaptive)
         super().__init__(params, **options)
+        if self.variant == 'released':
+            for name, value in (('part_loss', 'group_mean'), ('weighting', 'share'), ('batchnorm', 'batch')):
+                if getattr(self, name) != value:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} belongs to variant='paper'; variant='released' passes the "
+                        f'whole batch with one perturbation: leave {name} out')
         self._own.update({'groups': None, 'alpha': 1.0, 'averages': {}})
+        self.grouped_by = 'size' if isinstance(groups, str) else 'given'
         if isinstance(groups, str):
             check_option('groups', groups, ('size',))
             groups = ClassDistribution(self.class_counts).size_groups(min(num_groups, len(self.class_counts)))
@@ -114,16 +122,24 @@ class GSA(SharpnessAware):
 
     # Groups and penalty, told by the training loop
 
-    def set_groups(self, groups: Sequence[int] | Tensor) -> None:
+    def set_groups(self, groups: Sequence[int] | Mapping[int, int] | Tensor) -> None:
         """Replace the groups.
 
         Args:
-            groups: Group of each class, (C,), whole numbers from 0; a number without a class is allowed.
+            groups: Group of each class, (C,) or a mapping {class: group}, whole numbers from 0; a number without a
+                class is allowed.
         """
+        num_classes = len(self.class_counts)
+        if isinstance(groups, Mapping):
+            if set(groups) != set(range(num_classes)):
+                raise ValueError(
+                    f'groups must name a group for each of the classes 0 to {num_classes - 1} and no other, got a '
+                    f'mapping of {sorted(groups, key=str)[:10]}')
+            groups = [groups[c] for c in range(num_classes)]
         groups = torch.as_tensor(groups)
-        if groups.shape != self.class_counts.shape or groups.is_floating_point():
+        if groups.shape != self.class_counts.shape or groups.is_floating_point() or groups.dtype == torch.bool:
             raise ValueError(
-                f'groups must be one whole number for each of the {len(self.class_counts)} classes, got shape '
+                f'groups must be one whole number for each of the {num_classes} classes, got shape '
                 f'{tuple(groups.shape)} of {groups.dtype}')
         if int(groups.min()) < 0:
             raise ValueError(f'groups must be >= 0, got {int(groups.min())}')
@@ -272,7 +288,7 @@ class GSA(SharpnessAware):
             result = released_ascent(
                 part.grads, self._averages(part.params), part.params, shares, self.samples_of_group,
                 strength=self.rho_scale, sigma=self.sigma, decay=self.gradient_decay, radius_min=self.rho_min,
-                radius_max=self.rho_max, adaptive=self.adaptive)
+                radius_max=self.rho_max, adaptive=self.scaled_norms)
             # a gradient that overflowed must spoil the loss, so that every process skips the step
             spoil = 0 * global_norm(part.grads)
             torch._foreach_add_(result.ascent, spoil)

@@ -49,13 +49,16 @@ def validation_figures(
     return validate
 
 
-def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int, str]:
-    """The epoch that is reported: the validation part's best where there is such a part, else the last."""
+def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int | None, str]:
+    """The epoch that is reported: the validation part's best where there is such a part, else the last, if any."""
     if trainer.progress.best:
-        epoch = trainer.progress.best['epoch']
+        epoch, progress = trainer.progress.best['epoch'], trainer.progress.state_dict()
         load_checkpoint(accelerator, folder.path / 'best')
+        trainer.progress.load_state_dict(progress)  # time and images are of the whole run
         return epoch, 'validation part, top-1'
     if trainer.epochs == 0:  # the checkpoint that the second stage starts from
         trainer.save()
     folder.write_best_as_last(trainer.epochs - 1)
+    if trainer.epochs == 0:
+        return None, 'nothing: no epoch was trained'
     return trainer.epochs - 1, 'nothing: the last epoch'
