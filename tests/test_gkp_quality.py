@@ -1,9 +1,11 @@
 import math
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from timm_lt.gkp import QualityMeter, feature_quality
+from timm_lt.gkp import QualityMeter, feature_quality, quality
 
 
 def naive(features, labels, num_classes, beta):
@@ -68,3 +70,41 @@ def test_mean_is_over_defined_classes_and_absent_without_any():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match='features must be'):
         QualityMeter(3).update(torch.randn(4, 2, 2), torch.zeros(4, dtype=torch.int64))
+
+
+def split_far_from_the_origin():
+    features = torch.randn(60, 4, dtype=torch.float64) + 1e4
+    labels = torch.randint(0, 6, (60,))
+    return features, labels, naive(features, labels, 7, 0.5)
+
+
+def test_features_far_from_the_origin_lose_no_digits():
+    features, labels, reference = split_far_from_the_origin()
+    meter = QualityMeter(7)
+    for f, y in zip(features.split(17), labels.split(17)):
+        meter.update(f, y)
+    torch.testing.assert_close(meter.compute().quality, reference, rtol=1e-11, atol=1e-11, equal_nan=True)
+
+
+def test_processes_merge_to_the_quality_of_all_images(monkeypatch):
+    features, labels, reference = split_far_from_the_origin()
+    meters, shared, barrier = [QualityMeter(7), QualityMeter(7)], {}, threading.Barrier(2)
+
+    def all_reduce(tensor):
+        me = threading.current_thread().name
+        shared[me] = tensor.clone()
+        barrier.wait(10)
+        tensor.copy_(sum(shared.values()))
+        barrier.wait(10)
+
+    monkeypatch.setattr(quality, 'dist', SimpleNamespace(
+        is_available=lambda: True, is_initialized=lambda: True, all_reduce=all_reduce))
+    meters[0].update(features[:50], labels[:50])
+    meters[1].update(features[50:], labels[50:])
+    threads = [threading.Thread(target=meter.reduce, args=(4,), name=str(i)) for i, meter in enumerate(meters)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    for meter in meters:
+        torch.testing.assert_close(meter.compute().quality, reference, rtol=1e-11, atol=1e-11, equal_nan=True)

@@ -5,8 +5,9 @@ Implements: ``Dis_c`` = distance of the centroid of class c to the nearest other
 distance of its features to its centroid; beta = 0.5.
 Source: written from the paper; compared with the released code in ``tests/golden``.
 Differs from the official code: that one uses ``-1 / Dis_c - log Var_c`` (``variant='released'`` here) and takes its
-features from the test set; the caller hands over training or validation features here. Sums are kept, never features,
-so that the cost in memory is one (C, D) table whatever the number of images.
+features from the test set; the caller hands over training or validation features here. Means and squared distances to
+them are kept and merged (Chan et al.), never features, so that the cost in memory is one (C, D) table whatever the
+number of images, and features far from the origin lose no digits.
 """
 
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ class QualityMeter:
         self.variant = check_option('variant', variant, VARIANTS)
         self.beta = check_range('beta', (0.5 if variant == 'paper' else 1.0) if beta is None else beta, 0)
         self.num_classes = num_classes
-        self._sums: Tensor | None = None
-        self._squares = torch.zeros(num_classes, dtype=torch.float64)
+        self._mean: Tensor | None = None
+        self._squares = torch.zeros(num_classes, dtype=torch.float64)  # summed squared distances to the mean
         self._counts = torch.zeros(num_classes, dtype=torch.float64)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -87,32 +88,40 @@ class QualityMeter:
             raise ValueError(
                 f'features must be (B, D) with labels (B,), got {tuple(features.shape)} and {tuple(labels.shape)}')
         features, labels = features.detach().double(), labels.detach().to(features.device)
-        if self._sums is None:
-            self._sums = features.new_zeros(self.num_classes, features.shape[1])
+        if self._mean is None:
+            self._mean = features.new_zeros(self.num_classes, features.shape[1])
             self._squares, self._counts = self._squares.to(features.device), self._counts.to(features.device)
-        self._sums.index_add_(0, labels, features)
-        self._squares.index_add_(0, labels, features.square().sum(1))
-        self._counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+        classes, row = labels.unique(return_inverse=True)
+        count = torch.bincount(row, minlength=len(classes)).double()
+        mean = features.new_zeros(len(classes), features.shape[1]).index_add_(0, row, features) / count[:, None]
+        squares = torch.zeros_like(count).index_add_(0, row, (features - mean[row]).square().sum(1))
+        before, total = self._counts[classes], self._counts[classes] + count
+        shift = mean - self._mean[classes]
+        self._squares[classes] += squares + shift.square().sum(1) * before * count / total
+        self._mean[classes] += shift * (count / total)[:, None]
+        self._counts[classes] = total
 
     def reduce(self, feature_dim: int, device: torch.device | str = 'cpu') -> None:
-        """Sum over the processes; a process that saw no image takes part too. Without a process group: nothing."""
+        """Merge over the processes; one that saw no image takes part too. Without a process group: nothing."""
         if not (dist.is_available() and dist.is_initialized()):
             return
-        if self._sums is None:
+        if self._mean is None:
             self.update(torch.zeros(0, feature_dim, device=device), torch.zeros(0, dtype=torch.int64, device=device))
-        for tensor in (self._sums, self._squares, self._counts):
-            dist.all_reduce(tensor)
+        own, count = self._mean, self._counts.clone()
+        dist.all_reduce(self._counts)
+        self._mean = own * (count / self._counts.clamp(min=1))[:, None]
+        dist.all_reduce(self._mean)
+        self._squares += (own - self._mean).square().sum(1) * count
+        dist.all_reduce(self._squares)
 
     def compute(self) -> FeatureQuality:
         """Quality of every class, on the CPU."""
-        if self._sums is None:
+        if self._mean is None:
             raise ValueError('no features yet; call update(features, labels) first')
-        count = self._counts
-        centroid = self._sums / count.clamp(min=1)[:, None]
-        second_moment = self._squares / count.clamp(min=1)
-        variance = (second_moment - centroid.square().sum(1)).clamp(min=0)
-        # a class of equal features leaves rounding, not a variance
-        variance = torch.where((count >= 2) & (variance > 1e-13 * second_moment), variance, 0.0)
+        count, centroid = self._counts, self._mean
+        variance = self._squares / count.clamp(min=1)
+        # equal images leave the rounding of a float32 network, not a variance
+        variance = torch.where((count >= 2) & (variance > 1e-13 * centroid.square().sum(1)), variance, 0.0)
         distance = nearest_centroid_distance(centroid, count > 0)
         defined = (variance > 0) & ((count > 0).sum() >= 2)
         separation = distance if self.variant == 'paper' else -1 / distance
@@ -127,6 +136,7 @@ def nearest_centroid_distance(centroid: Tensor, present: Tensor) -> Tensor:
     if index.numel() < 2:
         return distance
     points = centroid[index]
+    points = points - points.mean(0)  # the table is rounded to the length of the points
     for start in range(0, len(points), _ROWS):  # a C x C table of iNaturalist would take half a gigabyte
         rows = torch.arange(start, min(start + _ROWS, len(points)), device=points.device)
         table = torch.cdist(points[rows], points)
