@@ -35,7 +35,7 @@ def final_metrics(
         logits: Tensor,
         targets: Tensor,
         rule: str,
-        reported_epoch: int,
+        reported_epoch: int | None,
         chosen_by: str,
 ) -> dict[str, Any]:
     """What ``metrics.json`` holds: the report, and everything needed to read it."""
@@ -61,7 +61,7 @@ def final_metrics(
         'protocol': {
             'test_part': data.test_part,
             'validation_part': data.validation_part,
-            'reported_epoch': reported_epoch,
+            **({} if reported_epoch is None else {'reported_epoch': reported_epoch}),
             'epoch_chosen_by': chosen_by,
             'weights': 'moving average' if trainer.ema is not None else 'raw',
             'split_rule': rule,
@@ -77,14 +77,25 @@ def final_metrics(
 
 def metrics_of_both(
         args: Namespace, first: dict[str, Any], second: Any, data: DataParts, rule: str) -> dict[str, Any]:
-    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name."""
+    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name.
+
+    ``protocol`` says what chose the final figures: the epoch of the second stage where it has epochs, its tau.
+    """
+    info, chosen = second.info, ('reported_epoch', 'epoch_chosen_by')
     figures = dict(report(
         second.logits, second.targets, data.distribution.counts, split_rule=rule,
         class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
-    seconds = round(first['wall_seconds'] + second.info['wall_seconds'], 3)
+    seconds = first['wall_seconds'] + info['wall_seconds']
+    images = sum(stage['wall_seconds'] * stage['images_per_second'] for stage in (first, info))
+    protocol = dict(first['protocol'])
+    stage1 = {k: v for k, v in first.items() if k != 'protocol'} | {k: protocol[k] for k in chosen if k in protocol}
+    protocol |= {k: info[k] for k in (*chosen, 'tau', 'tau_chosen_by') if k in info}
+    if 'reported_epoch' in info:
+        protocol['reported_stage'] = 2
     return {
-        **first, **figures, 'wall_seconds': seconds, 'stage1': {k: v for k, v in first.items() if k != 'protocol'},
-        'stage2': {**figures, **second.info}}
+        **first, **figures, 'wall_seconds': round(seconds, 3),
+        'images_per_second': round(images / max(seconds, 1e-9), 2), 'protocol': protocol, 'stage1': stage1,
+        'stage2': {**figures, **info}}
 
 
 def summary_table(metrics: dict[str, Any], folder: Path) -> str:
@@ -93,7 +104,7 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
     cells = _cells(metrics, names)
     widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
     line = '  '.join
-    protocol = metrics['protocol']
+    protocol, stage1, stage2 = metrics['protocol'], metrics.get('stage1'), metrics.get('stage2')
     corrected = metrics.get('corrected')
     return '\n'.join([
         '',
@@ -103,14 +114,25 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
           if corrected else []),
         '',
         f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
-        f'epoch {protocol["reported_epoch"] + 1}, chosen by {protocol["epoch_chosen_by"]}',
+        f'{_choice(protocol)}',
         f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
         f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
-        *([f'second stage {metrics["stage2"]["method"]}; first stage top1 {_cells(metrics["stage1"], ["top1"])[0]}']
-          if 'stage2' in metrics else []),
+        *([f'second stage {stage2["method"]}; first stage top1 {_cells(stage1, ["top1"])[0]}, {_choice(stage1)}']
+          if stage2 else []),
         f'outputs: {folder}',
         '',
     ])
+
+
+def _choice(facts: dict[str, Any]) -> str:
+    """The epoch and the tau that figures are of, and what chose them, in words."""
+    text = 'no epoch was trained'
+    if 'reported_epoch' in facts:
+        stage = ' of the second stage' if facts.get('reported_stage') == 2 else ''
+        text = f'epoch {facts["reported_epoch"] + 1}{stage}, chosen by {facts["epoch_chosen_by"]}'
+    if 'tau' in facts:
+        text += f'; tau {facts["tau"]:g}, chosen by {facts["tau_chosen_by"]}'
+    return text
 
 
 def _cells(figures: dict[str, Any], names: Sequence[str]) -> list[str]:

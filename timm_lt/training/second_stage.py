@@ -16,15 +16,16 @@ from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
 from .._files import whole_file
-from .._registry import STAGE2
-from ..data import EpochBatches
+from .._registry import LOSSES, STAGE2
+from ..data import EpochBatches, create_eval_loader
+from ..models.cosine_classifier import CosineClassifier
 from ..optim import StepResult
 from ..samplers import create_sampler
 from ..two_stage import Stage2Method, batchnorm_layers, classifier_inputs, create_stage2
 from . import build
 from .checkpoint import find_checkpoint, load_checkpoint
 from .config import ConfigError
-from .data import DataParts, build_loaders, evaluation_loader, sampler_options
+from .data import DataParts, build_augmentation, build_loaders, evaluation_loader, sampler_options
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .outputs import RunFolder
 from .trainer import Callback, Trainer
@@ -68,6 +69,10 @@ def create_method(args: Namespace, class_counts: Any) -> Stage2Method:
                 raise ConfigError(f'--stage2 {args.stage2} is fitted in closed form: --stage2-{name} has no meaning')
     if args.stage2_cache_features and not method.caches_features:
         raise ConfigError(f'--stage2 {args.stage2} changes the features while it trains: they cannot be cached')
+    if _loss_trait(args, method, 'takes_views'):
+        raise ConfigError(
+            f'--stage2-loss {args.stage2_loss} compares several views of an image, and the second stage has one; '
+            f'choose another loss')
     if 'validation' in STAGE2.info(args.stage2).needs and getattr(method, 'tau', None) is None and not (
             args.val_split or args.val_fraction):
         raise ConfigError(
@@ -88,7 +93,18 @@ def _prepared(args: Namespace, class_counts: Any, model: nn.Module) -> Stage2Met
         method.prepare(model)
     except ValueError as e:
         raise ConfigError(f'--stage2 {args.stage2}: {e}') from e
+    # a classifier with a scale of its own would be scaled twice
+    cosines = any(isinstance(m, CosineClassifier) and float(m.scale) == 1 for m in method.modules())
+    if _loss_trait(args, method, 'cosine_classifier') and not cosines:
+        raise ConfigError(
+            f'--stage2-loss {args.stage2_loss} is defined on cosines, which the classifier of this model does not '
+            f'give; choose another loss, or give --loss {args.stage2_loss} too, which makes it a cosine classifier')
     return method
+
+
+def _loss_trait(args: Namespace, method: Stage2Method, trait: str) -> bool:
+    name = args.stage2_loss or method.loss
+    return name in LOSSES and getattr(LOSSES.info(name).factory, trait, False)
 
 
 def second_stage_args(args: Namespace, method: Stage2Method) -> Namespace:
@@ -132,7 +148,7 @@ def run_stage2(
     info: dict[str, Any] = {'method': args.stage2, 'cached_features': cached}
     features = None
     if cached:
-        train = evaluation_loader(args, data.train, data_config, accelerator)
+        train = fixed_loader(args, data.train, data_config, accelerator, as_trained=method.trained)
         features = evaluate(FeatureModel(model), train, accelerator)
 
     if method.trained:
@@ -150,7 +166,8 @@ def run_stage2(
         info |= {
             'epochs': trainer.epochs, 'lr': options.lr, 'loss': options.loss, 'sampler': options.sampler,
             'reported_epoch': epoch, 'epoch_chosen_by': chosen_by,
-            'wall_seconds': round(trainer.progress.train_seconds, 3)}
+            'wall_seconds': round(trainer.progress.train_seconds, 3),
+            'images_per_second': round(trainer.progress.images / max(trainer.progress.train_seconds, 1e-9), 2)}
     else:
         validation = (None, None)
         if data.validation is not None:
@@ -160,7 +177,7 @@ def run_stage2(
             info |= method.fit(*features, *validation)
         except ValueError as e:
             raise ConfigError(f'--stage2 {args.stage2}: {e}') from e
-        info |= {'epochs': 0, 'wall_seconds': 0.0}
+        info |= {'epochs': 0, 'wall_seconds': 0.0, 'images_per_second': 0.0}
 
     plain = method.finish(model)
     logits, targets = evaluate(model, evaluation_loader(args, data.test, data_config, accelerator), accelerator)
@@ -169,6 +186,19 @@ def run_stage2(
         save_head(folder, method)
     # what the hub folder holds is a model that timm can load
     return SecondStage(logits, targets, model, model if plain else before, info)
+
+
+def fixed_loader(
+        args: Namespace, images: Any, config: dict[str, Any], accelerator: Accelerator, as_trained: bool) -> Any:
+    """Every training image once: as in training where nothing there is random (--no-aug), else as in evaluation."""
+    if not (args.no_aug and as_trained):
+        return evaluation_loader(args, images, config, accelerator)
+    augmentation = build_augmentation(args, config, images)
+    as_they_are = getattr(images, 'image_size', None) == augmentation.input_size
+    return create_eval_loader(
+        images, config['mean'], config['std'], args.validation_batch_size or max(args.batch_size, 128),
+        transform=None if as_they_are else augmentation.image_transform(), device=accelerator.device,
+        world=accelerator.num_processes, rank=accelerator.process_index, workers=args.workers)
 
 
 def save_head(folder: RunFolder, method: Stage2Method) -> None:
@@ -280,6 +310,9 @@ class Stage2Trainer(Trainer):
         accelerator, method = self.accelerator, self.frozen.method
         progress = (self.progress.epoch + 1) / self.epochs
         total, outputs = 0, []
+        # the mean over the micro-batches of all processes; gradients are averaged over processes afterwards
+        shares = torch.stack([method.normalizer(target, self.criterion) for target in targets]).float()
+        shares = shares / accelerator.reduce(shares.sum(), reduction='mean')
         for i, (features, target) in enumerate(zip(inputs, targets)):
             last = i == len(inputs) - 1
             with accelerator.autocast():
@@ -288,7 +321,7 @@ class Stage2Trainer(Trainer):
                 with torch.no_grad():
                     outputs.append(method.logits(features))
             with torch.enable_grad() if last else accelerator.no_sync(self.model):
-                loss = self.model(features, target, self.criterion, progress) * (len(target) / sum(map(len, targets)))
+                loss = self.model(features, target, self.criterion, progress) * shares[i]
                 accelerator.backward(loss)
             total = total + loss.detach()
         if self.clip_grad is not None:

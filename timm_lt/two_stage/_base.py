@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._capture import captured_inputs
 from .._validate import check_class_counts
-from ..losses._base import sample_losses
+from ..losses._base import mean_normalizer, sample_losses
 from ..models.cosine_classifier import CosineClassifier
 
 __all__ = ['ScaledClassifier', 'Stage2Method', 'classifier_inputs']
@@ -82,7 +82,7 @@ class Stage2Method(nn.Module):
         return self.head(features)
 
     def forward(self, features: Tensor, target: Tensor, criterion: Any, progress: float) -> Tensor:
-        """Mean loss of a batch.
+        """Mean loss of a batch; what it divides by is :meth:`normalizer`.
 
         Args:
             features: Input of the classifier, (B, D).
@@ -92,6 +92,10 @@ class Stage2Method(nn.Module):
         """
         values, normalizer = sample_losses(criterion, self.logits(features), target)
         return values.sum() / normalizer.to(values.dtype)
+
+    def normalizer(self, target: Tensor, criterion: Any) -> Tensor:
+        """Weight of a batch among others of the same step, a scalar tensor: what ``forward`` divides by."""
+        return mean_normalizer(criterion, target)
 
     def fit(
             self,

@@ -76,6 +76,9 @@ class DisAlign(Stage2Method):
         weight = self.reference_weight[target].to(values.dtype)
         return (weight * values).sum() / weight.sum()
 
+    def normalizer(self, target: Tensor, criterion: Any) -> Tensor:
+        return self.reference_weight[target].sum()
+
     def finish(self, model: nn.Module) -> bool:
         model.requires_grad_(True)
         return False
