@@ -192,6 +192,7 @@ def test_correction_of_a_checkpoint_says_what_it_was_fitted_on_and_chosen_by(wor
     copy_checkpoint(workplace, tmp_path / 'transductive', add_correction)
     assert main([*command, '--checkpoint', str(tmp_path / 'transductive')]) == 0
     metrics = json.loads((workplace / 'out' / 'metrics.json').read_text())
+    assert metrics['protocol']['correction_strength_chosen_by'] == 'nothing: as given'
     assert metrics['transductive'] and 'is left out' in metrics['open_set'][0]['predictions']
     assert 'is left out' in (workplace / 'out' / 'report.html').read_text()
 

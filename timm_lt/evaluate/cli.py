@@ -356,8 +356,11 @@ def _correction_protocol(network: Network, posthoc: Any) -> dict[str, str]:
     if posthoc is None:
         return {}
     fitted_on = (network.metrics.get('corrected') or {}).get('fitted_on', 'not known')
-    chosen = 'given, not chosen' if posthoc.metric is None else (
-        f'{posthoc.metric} of the validation part, {100 * posthoc.score:.2f}% there')
+    chosen = 'nothing: as given'
+    if posthoc.method == 'temperature':
+        chosen = 'negative log-likelihood of the validation part'
+    elif posthoc.metric is not None:
+        chosen = f'{posthoc.metric} of the validation part, {100 * posthoc.score:.2f}% there'
     return {'correction_fitted_on': fitted_on, 'correction_strength_chosen_by': chosen}
 
 

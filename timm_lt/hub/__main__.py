@@ -15,7 +15,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser('push', help='upload a checkpoint; repeat it to go on after an interruption')
     command.add_argument('folder', help='a run folder or its hub/ folder')
     command.add_argument('repo_id', metavar='USER/NAME')
-    command.add_argument('--private', action='store_true', default=None, help='make a new repository private')
+    command.add_argument(
+        '--private', action='store_true', default=None, help='make a new repository private; refuse a public one')
     command.add_argument('--revision', default=None, help='branch; made if it does not exist')
     command = commands.add_parser('pull', help='download a checkpoint and check its weights')
     command.add_argument('repo_id', metavar='USER/NAME')
