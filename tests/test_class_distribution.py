@@ -92,6 +92,11 @@ def test_every_class_is_in_exactly_one_split():
         assert torch.stack(list(distribution.splits(rule).values())).sum(0).eq(1).all()
 
 
+def test_head_and_tail_part_the_classes():
+    distribution = ClassDistribution(COUNTS)
+    assert torch.equal(distribution.head(20), ~distribution.tail(20)) and distribution.head(20).any()
+
+
 def test_tail_is_below_eta():
     assert [n for n, t in zip(COUNTS, ClassDistribution(COUNTS).tail(20).tolist()) if t] == [19, 1]
     with pytest.raises(ValueError, match='eta'):
@@ -127,6 +132,8 @@ def test_json_of_timm_and_plain_lists_are_read(tmp_path):
 @pytest.mark.parametrize('text,match', [
     ('{"num_samples": 3}', "needs a 'pos_counts' list"), ('7', "needs a 'pos_counts' list"), ('{', 'is not JSON'),
     ('{"pos_counts": [3, 2], "num_samples": 4}', 'add up to 5, but num_samples is 4'),
+    ('{"pos_counts": [3, "x"]}', 'whole numbers'), ('{"pos_counts": null}', 'class_counts is missing'),
+    ('[0, 0]', 'no class has an image'),
 ])
 def test_bad_json_is_refused_with_its_path(tmp_path, text, match):
     (tmp_path / 'stats.json').write_text(text)

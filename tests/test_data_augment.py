@@ -145,7 +145,8 @@ PLAIN = Augmentation((3, 32, 32), MEAN, STD)
     dict(), dict(crop_mode='none'), dict(crop_mode='rrc'), dict(crop_mode='rkrc'), dict(crop_mode='rkrr'),
     dict(auto_augment='cifar10'), dict(auto_augment='rand-m9-mstd0.5-inc1'), dict(auto_augment='original'),
     dict(auto_augment='augmix-m3-w2'), dict(color_jitter=0.4), dict(color_jitter=(0.4, 0.4, 0.4, 0.1)),
-    dict(input_size=(3, 20, 24), crop_mode='pad'),
+    dict(input_size=(3, 20, 24), crop_mode='pad'), dict(input_size=(1, 32, 32)),
+    dict(input_size=(1, 32, 32), mean=(0.5,), std=(0.2,), auto_augment='rand-m9-n2', color_jitter=0.4),
 ])
 def test_image_transform_gives_uint8_of_the_input_size(picture, changes):
     augmentation = dataclasses.replace(PLAIN, **changes)
@@ -153,6 +154,19 @@ def test_image_transform_gives_uint8_of_the_input_size(picture, changes):
     for _ in range(30):
         out = transform(picture)
         assert out.dtype == torch.uint8 and out.shape == augmentation.input_size
+
+
+def test_images_take_the_channels_of_the_network(picture):
+    for image in (picture, picture.convert('L')):
+        for channels in (1, 3):
+            augmentation = dataclasses.replace(PLAIN, input_size=(channels, 32, 32), crop_mode='none', hflip=0.)
+            for transform in (augmentation.image_transform(), eval_transform((channels, 32, 32), crop_pct=1.0)):
+                grey = transform(image)
+                assert grey.shape == (channels, 32, 32)
+                if image.mode == 'L' or channels == 1:
+                    assert torch.equal(grey[0], torch.from_numpy(np.array(picture.convert('L'))))
+    with pytest.raises(ValueError, match='channels must be one of'):
+        eval_transform((2, 32, 32))
 
 
 def test_posterising_to_zero_bits_gives_black(picture):

@@ -99,6 +99,7 @@ def test_streaming_dataset_is_refused():
 
 
 @pytest.mark.parametrize('targets,match', [
+    ([], 'Labelled has no images'),
     ([0, None, 1], '1 of 3 images have no label'), ([0.0, 1.0], 'whole number'), (['a', 'b'], 'whole number'),
 ])
 def test_labels_must_be_whole_numbers(targets, match):
@@ -226,9 +227,45 @@ def test_empty_or_missing_folder_is_refused(tmp_path):
         create_dataset('', tmp_path / 'loose')
 
 
-def test_streaming_and_unknown_names_are_refused(tmp_path):
+@pytest.mark.parametrize('name', ['imagefolder', 'image_folder', 'torch/image_folder'])
+def test_other_names_of_a_folder_mean_the_folder(folder, name):
+    assert find_split(name, folder, ('test', 'validation')) == 'val'
+    assert find_split(name, folder / 'train', ('test', 'validation')) is None
+    with pytest.raises(ValueError, match='split_validation'):  # not the training images once more
+        create_dataset(name, folder / 'train', 'validation')
+
+
+def test_streaming_and_unknown_names_are_refused(folder):
     with pytest.raises(ValueError, match='torch/nothing'):
-        create_dataset('torch/nothing', tmp_path)
+        create_dataset('torch/nothing', folder)
+    for call in (create_dataset, lambda name, root: find_split(name, root, ('test',))):
+        with pytest.raises(ValueError, match="unknown dataset 'tourch/cifar10'. Did you mean 'torch/cifar10'"):
+            call('tourch/cifar10', folder)
+        with pytest.raises(ValueError, match="unknown dataset 'pictures'"):
+            call('pictures', folder)
+    with pytest.raises(TypeError, match='streams'):
+        create_dataset('wds/pictures', folder)
+
+
+def test_class_folder_without_an_image_is_refused_in_the_training_part_only(folder):
+    (folder / 'train' / 'dog').mkdir()
+    (folder / 'train' / '.cache').mkdir()
+    (folder / 'val' / 'bee').mkdir()
+    with pytest.raises(ValueError, match=r"train has class folder\(s\) without an image: \['dog'\]"):
+        create_dataset('', folder, 'train')
+    assert len(create_dataset('', folder, 'val', class_names=['ant', 'bee', 'cat'])) == 3
+    save_image(folder / 'train' / 'dog' / 'small' / '1.png')  # classes may lie deeper
+    assert create_dataset('', folder, 'train').class_names == ['ant', 'bee', 'cat', 'small']
+
+
+@pytest.mark.parametrize('option', ['input_key', 'target_key'])
+def test_column_that_a_hugging_face_dataset_lacks_is_named_with_those_that_it_has(tmp_path, option):
+    datasets = pytest.importorskip('datasets')
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=['x', 'y']))
+    rows = {'image': [{'bytes': b'no image', 'path': None}] * 2, 'label': [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / 'data' / 'train.parquet')
+    with pytest.raises(ValueError, match=r"no column 'img', only \['image', 'label'\].*--target-key"):
+        create_dataset(f'hfds/{tmp_path}/data', str(tmp_path / 'cache'), **{option: 'img'})
 
 
 # unreadable images
@@ -258,7 +295,7 @@ def test_unreadable_images_are_counted(damaged, workers):
     dataset.transform = lambda image: 1 / 0  # the check is about files, not about the transform
     assert sorted(find_unreadable(dataset, workers)) == [1, 4]
     assert dataset.transform is not None
-    message = r"2 of 7 images cannot be read: .*ant/1\.png.*bee/0\.png.*bad_images='skip'"
+    message = r"2 of 7 images cannot be read: .*ant/1\.png.*bee/0\.png.*bad_images='skip' \(--bad-images skip\)"
     with pytest.raises(ImageReadError, match=message):
         drop_unreadable(dataset, 'error', workers)
 

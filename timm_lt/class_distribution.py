@@ -86,7 +86,7 @@ class ClassDistribution:
         """Read timm's class-stats JSON (``pos_counts``, ``num_samples``; ours adds ``class_names``) or a plain list.
 
         Raises:
-            ValueError: If the file lacks the entries or is no JSON.
+            ValueError: If the file is no JSON, lacks the entries, or holds other than counts; names the file.
         """
         path = Path(path)
         try:
@@ -94,11 +94,14 @@ class ClassDistribution:
         except json.JSONDecodeError as e:
             raise ValueError(f'class-stats file {path} is not JSON: {e}') from e
         if isinstance(stats, list):
-            return cls(stats)
+            stats = {'pos_counts': stats}
         if not isinstance(stats, dict) or 'pos_counts' not in stats:
             raise ValueError(
                 f"class-stats file {path} needs a 'pos_counts' list and 'num_samples', as timm writes them")
-        distribution = cls(stats['pos_counts'], stats.get('class_names'))
+        try:
+            distribution = cls(stats['pos_counts'], stats.get('class_names'))
+        except (TypeError, ValueError) as e:
+            raise ValueError(f'class-stats file {path}: {e}') from e
         num_samples = stats.get('num_samples', distribution.num_samples)
         if num_samples != distribution.num_samples:
             raise ValueError(
@@ -172,6 +175,10 @@ class ClassDistribution:
             many_above, few_below = parse_split_thresholds(rule)
             many, few = n > many_above, n < few_below
         return {'many': many, 'medium': ~(many | few), 'few': few}
+
+    def head(self, eta: int) -> Tensor:
+        """Mask (C,) of the head classes, n_c >= eta: those that :meth:`tail` leaves."""
+        return ~self.tail(eta)
 
     def tail(self, eta: int) -> Tensor:
         """Mask (C,) of the tail classes, n_c < eta (ImbSAM, SSE-SAM)."""

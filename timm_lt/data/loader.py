@@ -1,5 +1,6 @@
 """A loader of timm with another sampler: ``timm.data.create_loader(..., sampler=NAME or object)``."""
 
+import inspect
 from typing import Any
 
 import torch.distributed
@@ -58,6 +59,11 @@ def with_sampler(
                          f'use num_aug_repeats=0')
     if isinstance(sampler, str):
         info = SAMPLERS.info(sampler)
+        needs = [n for n, p in inspect.signature(info.factory).parameters.items() if p.default is p.empty][1:]
+        if needs:
+            raise TypeError(
+                f'sampler {sampler!r} needs {", ".join(needs)}, which create_loader does not know: make it yourself, '
+                f'sampler=timm_lt.create_sampler({sampler!r}, targets, {"=..., ".join(needs)}=...)')
         sampler = call_factory(info, 'sampler', get_targets(loader.dataset), **_replicas(distributed))
     elif isinstance(sampler, BatchSampler) or not hasattr(sampler, '__iter__'):
         raise TypeError(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from .augment import BatchAugment
 from .batches import Batch, EpochBatches, EvalBatches
 from .memory import InMemoryImages
-from .reading import read_sample
+from .reading import ImageReadError, read_sample
 from .subset import ImageSubset
 from .transforms import Augmentation, MultiView
 
@@ -114,9 +114,19 @@ class WorkerLoader(_Loader):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in self.loader:
+        for images, targets in _without_traceback(self.loader):
             images = images.to(self.device, non_blocking=True)
             yield self._finish(images, self._keys.issued.popleft()), targets.to(self.device, non_blocking=True)
+
+
+def _without_traceback(loader: DataLoader) -> Iterator[Any]:
+    """The DataLoader gives an error of a worker the worker's traceback as its text; keep the message."""
+    try:
+        yield from loader
+    except ImageReadError as e:
+        text = str(e).rsplit(f'{ImageReadError.__name__}: ', 1)[-1].strip()
+        raise ImageReadError(
+            f"{text}. Repair or remove it, or leave out such images with bad_images='skip' (--bad-images skip)") from e
 
 
 class _Keys:

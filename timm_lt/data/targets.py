@@ -85,6 +85,8 @@ def _as_labels(targets: Any, who: str) -> Tensor:
     if not isinstance(targets, Tensor):
         if not isinstance(targets, np.ndarray):
             targets = list(targets)
+            if not targets:
+                raise ValueError(f'{who} has no images')
             missing = sum(t is None for t in targets)
             if missing:
                 raise ValueError(f'{who}: {missing} of {len(targets)} images have no label')

@@ -86,6 +86,7 @@ class Augmentation:
     def image_transform(self) -> Callable[[Any], Tensor]:
         """The part for single images, PIL image to uint8 tensor (C, H, W): crop, flips, colour."""
         own_policy = self.auto_augment == CIFAR_POLICY
+        mean = tuple(self.mean)
         crop, color, _ = create_transform(
             self.input_size,
             is_training=True,
@@ -100,7 +101,7 @@ class Augmentation:
             grayscale_prob=self.grayscale_prob,
             auto_augment=None if own_policy else self.auto_augment,
             interpolation=self.interpolation,
-            mean=tuple(self.mean),
+            mean=mean if len(mean) == 3 else mean * 3,  # the colour that fills what an RGB image leaves free
             std=tuple(self.std),
         )
         if self.crop_mode in ('pad', 'none'):
@@ -110,10 +111,10 @@ class Augmentation:
                 transforms.RandomHorizontalFlip(self.hflip),
                 transforms.RandomVerticalFlip(self.vflip),
             ])
-        steps = [crop, color, transforms.PILToTensor()]
+        steps = [_Mode(3), crop, color, _Mode(self.input_size[0]), transforms.PILToTensor()]
         _allow_posterize_to_zero_bits(color)
         if own_policy:
-            steps.insert(1, transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
+            steps.insert(2, transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
         return transforms.Compose(steps)
 
 
@@ -130,6 +131,16 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     if bits < 1:
         return Image.new(image.mode, image.size)
     return image if bits >= 8 else ImageOps.posterize(image, bits)
+
+
+class _Mode:
+    """Grey (1 channel) or RGB (3 channels), where an image has another mode."""
+
+    def __init__(self, channels: int) -> None:
+        self.mode = {1: 'L', 3: 'RGB'}[check_option('channels', channels, (1, 3))]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image if image.mode == self.mode else image.convert(self.mode)
 
 
 class _Resize:
@@ -176,4 +187,4 @@ def eval_transform(
     """timm's evaluation transform up to normalisation: PIL image to uint8 tensor (C, H, W), no randomness."""
     resize = create_transform(
         tuple(input_size), is_training=False, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
-    return transforms.Compose([*resize.transforms[:-2], transforms.PILToTensor()])
+    return transforms.Compose([*resize.transforms[:-2], _Mode(input_size[0]), transforms.PILToTensor()])

@@ -68,7 +68,8 @@ def report_unreadable(bad: dict[int, str], total: int, bad_images: str) -> None:
     more = '; ...' if len(reasons) > 5 else ''
     text = f'{len(bad)} of {total} images cannot be read: {"; ".join(reasons[:5])}{more}'
     if bad_images == 'error' or len(bad) == total:
-        raise ImageReadError(f"{text}. Repair or remove them, or leave them out with bad_images='skip'")
+        raise ImageReadError(
+            f"{text}. Repair or remove them, or leave them out with bad_images='skip' (--bad-images skip)")
     _logger.warning('%s. They are left out.', text)
 
 
