@@ -56,12 +56,12 @@ def test_scale_must_be_positive(scale):
 
 @pytest.mark.parametrize('name, size, where', [
     ('test_resnet', 64, 'fc'), ('test_vit', 160, 'head'), ('test_convnext', 64, 'head.fc'),
-    ('resnet20_cifar', 32, 'fc'),
+    ('resnet20_cifar', 32, 'fc'), ('resnetv2_50', 32, 'head.fc'), ('dla34', 32, 'fc'),  # the last two: 1x1 convolutions
 ])
 def test_use_cosine_classifier_works_on_any_timm_model(name, size, where):
     model = timm.create_model(name, num_classes=5).eval()
     assert use_cosine_classifier(model, scale=3.0) is model
-    head = model.get_classifier()
+    head, state = model.get_classifier(), {k: v.clone() for k, v in model.state_dict().items()}
     assert isinstance(head, CosineClassifier) and model.get_submodule(where) is head
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
@@ -69,6 +69,8 @@ def test_use_cosine_classifier_works_on_any_timm_model(name, size, where):
         assert logits.shape == (2, 5) and logits.abs().max() <= 3.0 + 1e-4
         hidden = model.forward_head(model.forward_features(x), pre_logits=True)
         torch.testing.assert_close(head(hidden), logits)
+        assert use_cosine_classifier(model, scale=3.0)(x).shape == (2, 5)  # once more
+        model.load_state_dict(state)
     twin = use_cosine_classifier(timm.create_model(name, num_classes=5), scale=3.0).eval()
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -81,6 +83,20 @@ def test_use_cosine_classifier_keeps_dtype_and_mode():
     model = timm.create_model('resnet20_cifar', num_classes=5).double().eval()
     head = use_cosine_classifier(model).get_classifier()
     assert head.weight.dtype == torch.float64 and not head.training
+
+
+def test_cosine_network_is_the_network_with_the_classifier_and_reloads_from_a_folder(tmp_path):
+    from timm.models import save_for_hf
+    args = dict(network='test_resnet', cosine_scale=3.0, num_classes=5, in_chans=1)
+    model = timm.create_model('cosine_network', **args).eval()
+    assert isinstance(model.get_classifier(), CosineClassifier) and model.num_classes == 5
+    save_for_hf(model, tmp_path)
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x)) and again(x).abs().max() <= 3.0 + 1e-4
+    other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=4)
+    assert torch.equal(other.conv1[0].weight, model.conv1[0].weight) and other(x).shape == (2, 4)
 
 
 def test_use_cosine_classifier_refuses_a_model_without_a_linear_classifier():

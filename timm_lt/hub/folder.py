@@ -24,6 +24,7 @@ import yaml
 
 from .._version import __version__
 from ..class_distribution import ClassDistribution
+from ..models.cosine_network import cosine_network_args
 from ..posthoc import PostHoc
 from .card import write_card
 from .errors import HubError
@@ -65,7 +66,7 @@ def write_hub_folder(
     Raises:
         HubError: If a file of the run is missing or unreadable.
     """
-    from timm.models import save_for_hf
+    from timm.models import get_model_args, save_for_hf
     run_dir = Path(run_dir)
     if dtype not in DTYPES:
         raise HubError(f'dtype must be one of {tuple(DTYPES)}, got {dtype!r}')
@@ -76,6 +77,10 @@ def write_hub_folder(
     new = run_dir / 'hub.new'
     shutil.rmtree(new, ignore_errors=True)
     config = {'label_names': distribution.class_names} if distribution.class_names else {}
+    model_args = dict(model_args or {})
+    if 'cosine_scale' not in get_model_args(model, model_args) and (cosine_args := cosine_network_args(model)):
+        config['architecture'] = 'cosine_network'
+        model_args |= cosine_args
     save_for_hf(
         model, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
         data_config=data_config)

@@ -78,6 +78,13 @@ class CosineClassifier(nn.Module):
             f'learnable={self.log_scale is not None}')
 
 
+class _ConvCosineClassifier(CosineClassifier):
+    """Stands in for a 1x1 convolution: takes pooled features (B, D, H, W) too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1) if x.ndim == 4 else super().forward(x)
+
+
 def create_head(
         in_features: int,
         num_classes: int,
@@ -102,10 +109,11 @@ def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool
     Checkpoints: the state dict of the changed model loads into a model changed in the same way. A plain timm model
     cannot take it over, since normalising features is no linear layer. The networks of this package have
     ``cosine_scale`` as an argument, so ``timm.create_model('resnet32_cifar', cosine_scale=16.0)`` has the cosine
-    classifier from the start and a saved folder that names the argument rebuilds it.
+    classifier from the start and a saved folder that names the argument rebuilds it; for any other network
+    ``timm.create_model('cosine_network', network='resnet18', cosine_scale=16.0)`` does the same.
 
     Args:
-        model: A timm model with one linear classifier; changed in place.
+        model: A timm model with one classifier, a linear layer or a 1x1 convolution; changed in place.
         scale: See :class:`CosineClassifier`.
         learnable: See :class:`CosineClassifier`.
 
@@ -116,14 +124,16 @@ def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool
         ValueError: If the model has no classifier, several, or one that is not linear.
     """
     old = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if not isinstance(old, (nn.Linear, CosineClassifier)):
+    conv = isinstance(old, _ConvCosineClassifier) or (
+        isinstance(old, nn.Conv2d) and old.weight.shape == (old.out_channels, old.in_channels, 1, 1))
+    if not isinstance(old, (nn.Linear, CosineClassifier)) and not conv:
         kind = type(old).__name__ if old is not None else 'none'
         raise ValueError(
             f'{type(model).__name__} needs exactly one linear classifier to be replaced by a cosine classifier, '
             f'got {kind}; create it with num_classes > 0 and a single linear head')
     name = next(n for n, m in model.named_modules() if m is old)
-    new = CosineClassifier(
-        old.in_features, old.out_features, scale, learnable, device=old.weight.device, dtype=old.weight.dtype)
+    new = (_ConvCosineClassifier if conv else CosineClassifier)(
+        old.weight.shape[1], old.weight.shape[0], scale, learnable, device=old.weight.device, dtype=old.weight.dtype)
     new.train(old.training)
     model.set_submodule(name, new)
     return model
