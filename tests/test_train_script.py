@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from timm_lt.training import main
@@ -215,6 +216,18 @@ def test_a_folder_with_parts_keeps_them(tmp_path):
     (['--mixed-precision', 'fp16'], 'fp16 needs a GPU'),
     (['--resume', 'nowhere'], 'no whole checkpoint there'),
     (['--data-dir', 'nowhere', '--dataset', ''], 'nowhere'),
+    (['--dataset', 'tourch/cifar10'], "Did you mean 'torch/cifar10'"),
+    (['--dataset', 'torch/cifar10', '--data-dir', 'nowhere'], '--dataset-download'),
+    (['--pretrained'], 'with --pretrained'),
+    (['--initial-checkpoint', 'nowhere.pth'], 'nowhere.pth: there is no such file'),
+    (['--initial-checkpoint', SCRIPT], 'with --initial-checkpoint'),
+    (['--model', 'local-dir:nowhere'], 'Config file not found'),
+    (['--model-kwargs', 'norm_layer=bogus'], "norm_layer 'bogus'"),
+    (['--model', 'deit_tiny_distilled_patch16_224', '--loss', 'ldam'], 'cannot take the cosine classifier'),
+    (['--input-size', '4', '32', '32'], '1 (grey) or 3 (RGB) channels'),
+    (['--mean', '0.5', '0.5'], 'mean must have one value or 3'),
+    (['--aa', 'bogus'], '--aa bogus'),
+    (['--torchcompile', 'bogus'], "unknown --torchcompile 'bogus'"),
 ])
 def test_mistakes_end_in_one_sentence(tmp_path, capsys, options, words):
     assert main(list(map(str, digits(tmp_path, *options)))) == 2
@@ -231,6 +244,33 @@ def test_an_unreadable_image_is_named_and_skipped_on_demand(tmp_path):
     assert train(*options, '--bad-images', 'skip')[0] == 0
 
 
+def test_labels_out_of_range_name_their_part(tmp_path, capsys):
+    image_folder(tmp_path / 'birds', {'jay': 4})
+    (tmp_path / 'train.txt').write_text('jay/0.png 0\njay/1.png 1\n')
+    (tmp_path / 'test.txt').write_text('jay/2.png 7\n')
+    options = ['--dataset', f'list/{tmp_path}/{{split}}.txt', '--data-dir', tmp_path / 'birds', '--output', tmp_path]
+    assert main(list(map(str, options))) == 2
+    assert 'the test part: labels must be in [0, 1]' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, input_size, architecture', [
+    # one odd batch, which Mixup cannot pair; grey images; a network of fixed size
+    (['--model', 'test_vit', '--loss', 'ce', '--mixup', '0.2', '--input-size', '1', '64', '64'], (1, 64, 64),
+     'test_vit'),
+    (['--model', 'test_resnet', '--loss', 'ldam', '--img-size', '32'], (3, 32, 32), 'cosine_network'),
+], ids=['grey odd batch', 'cosine classifier'])
+def test_any_timm_model_trains_and_loads_from_its_hub_folder(tmp_path, options, input_size, architecture):
+    image_folder(tmp_path / 'birds/train', {'jay': 6, 'owl': 3})
+    image_folder(tmp_path / 'birds/val', {'jay': 2, 'owl': 2})
+    common = [tmp_path / 'birds', '--epochs', '1', '--quiet', '-j', '0', '--output', tmp_path, '--experiment', 'run']
+    assert main(list(map(str, [*common, *options]))) == 0
+    model = timm.create_model(f'local-dir:{tmp_path}/run/hub', pretrained=True)
+    assert timm.data.resolve_model_data_config(model)['input_size'] == input_size
+    assert json.loads((tmp_path / 'run/hub/config.json').read_text())['architecture'] == architecture
+    weights = load_file(tmp_path / 'run/last/model.safetensors')
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
 def test_an_empty_folder_is_refused(tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     assert main([str(tmp_path / 'empty'), *TINY_TIMM, '--output', str(tmp_path)]) == 2
@@ -242,6 +282,27 @@ def test_an_option_that_the_optimizer_lacks_is_named(tmp_path, capsys):
     assert "'rho'" in capsys.readouterr().err
 
 
+def test_a_full_disk_anywhere_ends_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(self, *args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('timm_lt.training.outputs.RunFolder.write_distribution', full)
+    assert main(list(map(str, digits(tmp_path)))) == 2
+    err = capsys.readouterr().err
+    assert 'No space left' in err and '--resume auto' in err and err.count('\n') == 1
+
+
+def test_sync_bn_on_several_cpu_processes_is_refused(monkeypatch):
+    from accelerate import Accelerator
+
+    from timm_lt.training.run import ConfigError, make_accelerator, parse_args
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    monkeypatch.setattr('torch.accelerator.is_available', lambda: False)
+    monkeypatch.setattr(Accelerator, 'num_processes', property(lambda self: 2))
+    with pytest.raises(ConfigError, match='--sync-bn needs GPUs'):
+        make_accelerator(parse_args(['--sync-bn']))
+
+
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, capsys, monkeypatch):
     from accelerate import Accelerator
     save_state, calls = Accelerator.save_state, []
@@ -249,8 +310,9 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, capsys, monkeypatch):
     def full(self, folder, **kwargs):
         calls.append(folder)
         if len(calls) > 1:
+            Path(folder).mkdir()
             (Path(folder) / 'model.safetensors').write_bytes(b'part')
-            raise OSError(28, 'No space left on device')
+            raise SafetensorError('I/O error: No space left on device')
         return save_state(self, folder, **kwargs)
 
     monkeypatch.setattr(Accelerator, 'save_state', full)

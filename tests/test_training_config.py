@@ -56,6 +56,11 @@ def test_a_file_with_a_wrong_key_or_value_is_refused(tmp_path, options, words):
 def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='does not exist'):
         load_config(tmp_path / 'none.yaml')
+    with pytest.raises(ConfigError, match='cannot be read'):
+        load_config(tmp_path)
+    (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(ConfigError, match='cannot be read'):
+        load_config(tmp_path / 'binary.yaml')
     (tmp_path / 'bad.yaml').write_text('a: [1')
     with pytest.raises(ConfigError, match='is not YAML'):
         load_config(tmp_path / 'bad.yaml')
@@ -67,6 +72,11 @@ def test_a_file_that_is_missing_or_no_yaml_is_refused(tmp_path):
     (['--val-fraction', '1.5'], '--val-fraction must be in'),
     (['--mixup', '0.2', '--batch-size', '7'], '--batch-size must be even'),
     (['--los', 'ce'], "unknown option '--los'. Did you mean '--loss'"),
+    (['--seed', '-1'], '--seed must be in'),
+    (['-vb', '-5'], '--validation-batch-size must be >= 1'),
+    (['--drop', '2'], '--drop must be in [0, 1)'),
+    (['--split-rule', 'bogus'], '--split-rule'),
+    (['--sched', 'plateau'], '--sched plateau follows the validation part'),
 ])
 def test_options_that_no_run_can_use_are_refused(argv, words):
     with pytest.raises(ConfigError) as error:

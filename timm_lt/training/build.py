@@ -1,19 +1,21 @@
 """Model, loss, optimizer, schedule and augmentation of a run, from its options through timm's factories."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn as nn
-from timm.data import Mixup, resolve_data_config
+from safetensors import SafetensorError
+from timm.data import Mixup, resolve_input_data_config
 from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from .._registry import LOSSES, OPTIMIZERS
+from .._registry import LOSSES, OPTIMIZERS, MethodInfo, call_factory
 from .._timm_hooks import list_networks, optimizer_names
 from .._validate import nearest_names
 from ..class_distribution import ClassDistribution
@@ -23,7 +25,7 @@ from ..losses.drw import DeferredReweighting
 from ..models.bcl import BCLModel
 from ..models.cosine_classifier import use_cosine_classifier
 from ..samplers import list_samplers
-from .config import ConfigError
+from .config import ConfigError, one_line
 from .trainer import Callback
 
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'plateau', 'wsd', 'rsqrt', 'constant', 'none')
@@ -44,6 +46,11 @@ def check_names(args: Namespace) -> None:
         raise ConfigError(f'unknown schedule {args.sched!r}. {nearest_names(args.sched, SCHEDULES)}')
     if args.sampler not in list_samplers():
         raise ConfigError(f'unknown sampler {args.sampler!r}. {nearest_names(args.sampler, list_samplers())}')
+    if args.torchcompile:
+        known = torch.compiler.list_backends()
+        if args.torchcompile not in torch.compiler.list_backends(exclude_tags=None):  # those for tests of torch too
+            raise ConfigError(
+                f'unknown --torchcompile {args.torchcompile!r}. {nearest_names(args.torchcompile, known)}')
     if args.stage2:
         from ..two_stage import list_stage2
         if args.stage2 not in list_stage2():
@@ -63,22 +70,32 @@ def check_names(args: Namespace) -> None:
 
 def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and the arguments that rebuild it from a saved folder."""
+    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
+        raise ConfigError(f'--initial-checkpoint {args.initial_checkpoint}: there is no such file')
     rebuild = dict(args.model_kwargs)
-    if wants_cosine(args) and args.model in list_networks():
-        rebuild.setdefault('cosine_scale', cosine_scale(args))
-    kwargs = dict(rebuild)
-    if args.drop_path is not None:
-        kwargs['drop_path_rate'] = args.drop_path
+    size = {'input_size': args.input_size, 'img_size': args.img_size}
+    doing = 'cannot be created'
     try:
-        model = timm.create_model(
-            args.model, pretrained=args.pretrained, num_classes=num_classes, drop_rate=args.drop,
-            checkpoint_path=args.initial_checkpoint, **kwargs)
+        # as in timm's script: channels and, where the network has a fixed size, the size of the images
+        options = timm.models.resolve_model_input_args(args.model, size, **rebuild)
+        if wants_cosine(args) and options['model_name'] in list_networks():
+            rebuild.setdefault('cosine_scale', cosine_scale(args))
+            options['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder
+        model = timm.create_model(**options | {
+            'pretrained': args.pretrained, 'num_classes': num_classes, 'drop_rate': args.drop,
+            'drop_path_rate': args.drop_path, 'checkpoint_path': args.initial_checkpoint})
+        if wants_cosine(args) and 'cosine_scale' not in options:
+            doing = 'cannot take the cosine classifier that the loss or --cosine-classifier asks for'
+            use_cosine_classifier(model, scale=cosine_scale(args))
+        if args.grad_checkpointing:
+            doing = 'does not support --grad-checkpointing'
+            model.set_grad_checkpointing(True)
     except TypeError as e:
-        raise ConfigError(f'model {args.model!r} does not take these options: {e}') from e
-    if wants_cosine(args) and 'cosine_scale' not in rebuild:
-        use_cosine_classifier(model, scale=cosine_scale(args))
-    if args.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        raise ConfigError(f'model {args.model!r} does not take these options: {one_line(e)}') from e
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, ValueError, SafetensorError) as e:
+        sources = [o for o in ('--pretrained', '--initial-checkpoint') if getattr(args, o[2:].replace('-', '_'))]
+        using = f' with {" and ".join(sources)}' if sources and 'created' in doing else ''
+        raise ConfigError(f'model {args.model!r} {doing}{using}: {one_line(e)}') from e
     return model, rebuild
 
 
@@ -110,7 +127,15 @@ def _loss_on_cosines(args: Namespace) -> bool:
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
     """Input size, mean, deviation, interpolation and crop of the model, less what the options override."""
     options = {k: getattr(args, k) for k in ('input_size', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation')}
-    return resolve_data_config({k: v for k, v in options.items() if v}, model=model)
+    try:
+        config = resolve_input_data_config(model, {k: v for k, v in options.items() if v})
+    except ValueError as e:
+        raise ConfigError(f'model {args.model!r}: {e}') from e
+    if config['input_size'][0] not in (1, 3):
+        raise ConfigError(
+            f'images are read with 1 (grey) or 3 (RGB) channels; the model is to take {config["input_size"][0]} '
+            f'(--input-size, --model-kwargs in_chans)')
+    return config
 
 
 class LabelSmoothing:
@@ -223,7 +248,7 @@ def build_gkp(args: Namespace, loader: Any, distribution: ClassDistribution, spl
         raise ConfigError("--gkp needs --opt gsa (with --opt-kwargs Z=0 the loss is not perturbed: GKP alone)")
     options = {'seed': args.seed, **args.gkp_kwargs}
     try:
-        return GKP(distribution.counts, loader, splits=splits, **options)
+        return call_factory(MethodInfo('gkp', GKP), 'method', distribution, loader, splits=splits, **options)
     except (TypeError, ValueError) as e:
         raise ConfigError(f'--gkp-kwargs: {e}') from e
 

@@ -5,11 +5,13 @@ import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
-from .config import ConfigError, differing_keys
+from .config import ConfigError, differing_keys, one_line
 
 DONE = 'complete.json'
 
@@ -25,22 +27,18 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = 
         CheckpointError: If writing failed (no space, no permission); the older checkpoint is untouched.
     """
     temporary = folder.with_name(folder.name + '.new')
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
     problem = ''
     try:
+        accelerator.save_state(str(temporary))  # each process makes the folder, and files of its own
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
-        if accelerator.is_main_process:
-            (temporary / DONE).write_text(json.dumps(note or {}))
+            note = {'processes': accelerator.num_processes} | (note or {})
+            (temporary / DONE).write_text(json.dumps(note))
             _flush(temporary)
-    except OSError as e:
-        problem = str(e)
-    except RuntimeError as e:  # torch reports a failed write this way
-        if 'write' not in str(e) and 'PytorchStreamWriter' not in str(e) and 'file' not in str(e).lower():
-            raise
-        problem = str(e)
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch reports a failed write as a RuntimeError
+        problem = one_line(e)
     if _any_problem(accelerator, problem):
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -56,17 +54,25 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     """Load all registered state; a checkpoint that cannot be read is a CheckpointError."""
     try:
+        note = json.loads((checkpoint / DONE).read_text())
+        saved, here = note.get('processes'), accelerator.num_processes
+        if note.get('step') and saved != here:
+            raise CheckpointError(
+                f'{checkpoint} was written inside an epoch by {saved} process(es); with {here} a step is another '
+                f'number of images. Go on with {saved}')
         accelerator.load_state(str(checkpoint))
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
+    except CheckpointError:
+        raise
+    except Exception as e:  # what a damaged file raises depends on its format and on the place of the damage
         raise CheckpointError(
-            f'cannot read the checkpoint {checkpoint}: {e}. Start anew with another --experiment') from e
+            f'cannot read the checkpoint {checkpoint}: {one_line(e)}. Start anew with another --experiment') from e
 
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
     old = folder.with_name(folder.name + '.old')
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else a kill has left `old` alone: it stays until `new` is in place
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -86,13 +92,24 @@ def check_same_configuration(args: Namespace, run_folder: Path) -> None:
     file = run_folder / 'args.yaml'
     if not file.is_file():
         raise ConfigError(f'{run_folder} is no run folder: it has no args.yaml')
-    saved = yaml.safe_load(file.read_text())
+    saved = read_options(file)
     keys = differing_keys(saved, vars(args))
     if keys:
         listing = ', '.join(f'{k}: {saved.get(k)!r} there, {getattr(args, k, None)!r} here' for k in keys)
         raise ConfigError(
             f'cannot resume {run_folder}: it was run with another configuration ({listing}). '
             f'Use the same options, or another --experiment')
+
+
+def read_options(file: Path) -> dict[str, Any]:
+    """The options in the ``args.yaml`` of a run."""
+    try:
+        saved = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise ConfigError(f'cannot read {file}: {one_line(e)}. Start anew with another --experiment') from e
+    if not isinstance(saved, dict):
+        raise ConfigError(f'{file} holds no options. Start anew with another --experiment')
+    return saved
 
 
 def _flush(folder: Path) -> None:

@@ -9,6 +9,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from .._validate import nearest_names
+from ..class_distribution import SPLIT_RULES, parse_split_thresholds
 
 # read by nobody but the run itself: two runs that differ only here are the same configuration
 NOT_CONFIGURATION = frozenset({
@@ -36,6 +37,12 @@ class NegativeFlag(argparse.BooleanOptionalAction):
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which option and what is allowed."""
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The text of an error of another library, on one line; its kind where it has no text."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f'{text[:most]} ...'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,8 +168,8 @@ def build_parser() -> argparse.ArgumentParser:
     g.add_argument('--stage2-lr', type=float, default=None, help="None: the method's")
     g.add_argument('--stage2-sampler', default=None, help="None: the method's")
     g.add_argument('--stage2-loss', default=None, help="None: the method's")
-    g.add_argument('--stage2-cache-features', action=flag, default=None, help='compute features once, without '
-                   'augmentation; None: where the run has none (--no-aug)')
+    g.add_argument('--stage2-cache-features', action=flag, default=None, help='compute features once, under the '
+                   'evaluation transform, or that of training with --no-aug; None: only with --no-aug')
 
     g = parser.add_argument_group('augmentation')
     g.add_argument('--no-aug', action=NegativeFlag, default=False, help='no augmentation at all')
@@ -242,9 +249,11 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser | None = None)
     parser = parser or build_parser()
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
     except FileNotFoundError:
         raise ConfigError(f'config file {path} does not exist') from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f'config file {path} cannot be read: {e}') from e
     except yaml.YAMLError as e:
         raise ConfigError(f'config file {path} is not YAML: {e}') from e
     if not isinstance(content, dict):
@@ -315,24 +324,37 @@ def check_args(args: argparse.Namespace) -> None:
     least = {
         'epochs': 0 if args.stage2 else 1, 'batch_size': 1, 'grad_accum_steps': 1, 'checkpoint_every': 1, 'workers': 0,
         'log_interval': 1,
-        'warmup_epochs': 0, 'bootstrap': 0, 'checkpoint_steps': 0, 'cutout': 0,
+        'warmup_epochs': 0, 'bootstrap': 0, 'checkpoint_steps': 0, 'cutout': 0, 'data_seed': 0,
+        'validation_batch_size': 1, 'stage2_epochs': 1, 'num_classes': 1, 'images_per_class': 1, 'img_size': 1,
     }
     for name, low in least.items():
-        if getattr(args, name) < low:
+        if getattr(args, name) is not None and getattr(args, name) < low:
             raise ConfigError(f'{_option(name)} must be >= {low}, got {getattr(args, name)}')
-    if args.stage2_epochs is not None and args.stage2_epochs < 1:
-        raise ConfigError(f'--stage2-epochs must be >= 1, got {args.stage2_epochs}')
+    if not 0 <= args.seed < 2 ** 32:
+        raise ConfigError(f'--seed must be in [0, 2**32 - 1], got {args.seed}')
     if args.imbalance_ratio is not None and not args.imbalance_ratio >= 1:
         raise ConfigError(
             f'--imbalance-ratio is the largest over the smallest class size, so >= 1, got {args.imbalance_ratio}; '
             f'some repositories write its inverse')
-    for name in ('val_fraction', 'test_fraction', 'smoothing'):
-        if not 0 <= getattr(args, name) < 1:
+    for name in ('val_fraction', 'test_fraction', 'smoothing', 'drop', 'drop_path'):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < 1:
             raise ConfigError(f'{_option(name)} must be in [0, 1), got {getattr(args, name)}')
     if args.val_fraction and args.val_split:
         raise ConfigError('--val-split and --val-fraction both name a validation part; give one')
+    if args.split_rule not in ('auto', 'thirds', *SPLIT_RULES):
+        try:
+            parse_split_thresholds(args.split_rule)
+        except ValueError as e:
+            raise ConfigError(f"--split-rule: {e}, or 'auto'") from e
+    if args.sched == 'plateau' and not (args.val_split or args.val_fraction):
+        raise ConfigError(
+            '--sched plateau follows the validation part: name one by --val-split, or cut it by --val-fraction 0.1')
     if (args.mixup or args.cutmix) and args.batch_size % 2:
         raise ConfigError(f'Mixup and CutMix pair images of a batch: --batch-size must be even, got {args.batch_size}')
+    if args.stage2 is None:  # the empty name switches off what a file asks for
+        given = [n for n in vars(args) if n.startswith('stage2_') and getattr(args, n) not in (None, {})]
+        if given:
+            raise ConfigError(f'{_option(given[0])} is of the second stage: name one by --stage2, or leave it out')
     if args.push_to_hub:
         from ..hub import HubError, check_repo_id
         try:

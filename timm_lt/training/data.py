@@ -22,11 +22,12 @@ from ..data import (
     get_class_names,
     keep_in_memory,
     long_tailed_subset,
+    numbers_its_own_classes,
     split_validation,
     three_views,
 )
 from ..samplers import create_sampler
-from .config import ConfigError
+from .config import ConfigError, one_line
 
 TEST, VALIDATION = 'test', 'validation'
 CHECKED_IMAGES = 50_000  # more than these are read once only, in training
@@ -70,15 +71,16 @@ def build_data(args: Namespace) -> DataParts:
         return _build(args, name, options)
     except (ConfigError, ImageReadError):
         raise
-    except (ValueError, TypeError, FileNotFoundError) as e:
-        raise ConfigError(f'data: {e}') from e
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as e:
+        # torchvision's answer to files that are not there
+        download = '. Have them downloaded by --dataset-download' if 'download=True' in str(e) else ''
+        raise ConfigError(f'data: {one_line(e, 1000)}{download}') from e
 
 
 def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
     def part(split: str, class_names: list[str] | None = None) -> Any:
         # folders and lists number the classes of each part anew unless they are told the names
-        own_names = name in ('', 'folder') or name.startswith('list/')
-        named = {'class_names': class_names} if class_names and own_names else {}
+        named = {'class_names': class_names} if class_names and numbers_its_own_classes(name) else {}
         return create_dataset(name, args.data_dir, split, **named, **options)
 
     train = part(args.train_split)
@@ -105,16 +107,24 @@ def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
 
     train, test = _readable(train, args), _readable(test, args)
     validation = None if validation is None else _readable(validation, args)
-    distribution = ClassDistribution.from_targets(
-        train.targets, args.num_classes, names if args.num_classes in (None, len(names or ())) else None)
+    distribution = _count('training', train, args.num_classes, names)
     distribution.require_images()
     for what, images in (('validation', validation), ('test', test)):
         if images is not None:
-            # raises for a label that the training images do not know
-            ClassDistribution.from_targets(images.targets, distribution.num_classes)
             if len(images) == 0:
                 raise ConfigError(f'the {what} part has no images')
+            # raises for a label that the training images do not know
+            _count(what, images, distribution.num_classes)
     return DataParts(train, validation, test, distribution, test_part, validation_part)
+
+
+def _count(
+        what: str, images: Any, num_classes: int | None, names: list[str] | None = None) -> ClassDistribution:
+    names = names if num_classes in (None, len(names or ())) else None
+    try:
+        return ClassDistribution.from_targets(images.targets, num_classes, names)
+    except ValueError as e:
+        raise ValueError(f'the {what} part: {e}') from e
 
 
 def _readable(images: Any, args: Namespace) -> Any:
@@ -157,8 +167,9 @@ def build_loaders(
         train = create_train_loader(
             data.train, sampler, augmentation, args.batch_size, seed=args.seed,
             transform=three_views(augmentation) if args.loss == 'bcl' else None, **where)
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f'sampler {args.sampler!r} or augmentation: {e}') from e
+    except (AssertionError, TypeError, ValueError) as e:  # timm asserts what --aa says
+        aa = f' (--aa {args.aa})' if isinstance(e, AssertionError) and args.aa else ''
+        raise ConfigError(f'sampler {args.sampler!r} or augmentation{aa}: {one_line(e)}') from e
 
     validation = None if data.validation is None else evaluation_loader(args, data.validation, config, accelerator)
     return train, validation, evaluation_loader(args, data.test, config, accelerator)
@@ -203,7 +214,8 @@ def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> 
         return Augmentation(**plain, crop_mode='none', hflip=0.0)
     crop_mode = args.train_crop_mode
     if crop_mode is None:
-        crop_mode = 'pad' if getattr(images, 'image_size', None) == plain['input_size'] else 'rrc'
+        size = getattr(images, 'image_size', (None,) * 3)
+        crop_mode = 'pad' if size[1:] == plain['input_size'][1:] else 'rrc'
     try:
         return Augmentation(
             **plain, crop_mode=crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,

@@ -17,8 +17,8 @@ from torch import Tensor
 from .._files import whole_file, write_text
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
-from .checkpoint import find_checkpoint, replace_folder
-from .config import ConfigError, to_yaml
+from .checkpoint import find_checkpoint, read_options, replace_folder
+from .config import ConfigError, differing_keys, to_yaml
 
 
 class RunFolder:
@@ -108,9 +108,17 @@ def choose_folder(args: Namespace) -> tuple[Path, Path | None]:
     candidates = [output / name]
     while candidates[-1].exists():
         candidates.append(output / f'{name}-{len(candidates) + 1}')
-    if args.resume == 'auto' and len(candidates) > 1:
-        return candidates[-2], find_checkpoint(candidates[-2])
+    existing = candidates[-2::-1]
+    if args.resume == 'auto' and existing:
+        # the newest that was run with these options; without one the newest, whose differences are then named
+        folder = next((f for f in existing if _has_configuration(f, args)), existing[0])
+        return folder, find_checkpoint(folder)
     return candidates[-1], None
+
+
+def _has_configuration(folder: Path, args: Namespace) -> bool:
+    file = folder / 'args.yaml'
+    return file.is_file() and not differing_keys(read_options(file), vars(args))
 
 
 def default_experiment(args: Namespace) -> str:

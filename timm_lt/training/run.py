@@ -12,12 +12,13 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
+from safetensors import SafetensorError
 
 from ..data import ImageReadError
 from ..hub import HubError, has_token, push
 from . import build
 from .checkpoint import CheckpointError, check_same_configuration, load_checkpoint
-from .config import ConfigError, parse_args
+from .config import ConfigError, one_line, parse_args
 from .correction import check_correction, corrected_figures, fit_correction
 from .data import DataParts, build_data, build_loaders, gkp_loader
 from .evaluation import choose_epoch, evaluate, validation_figures
@@ -40,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, TrainingError, ImageReadError, HubError) as e:
         sys.stderr.write(f'train_lt.py: error: {e}\n')
         return 2
+    except (OSError, SafetensorError) as e:  # a full disk, a lost folder
+        sys.stderr.write(
+            f'train_lt.py: error: could not read or write: {one_line(e)}. Whole checkpoints are kept: mend that (free '
+            f'some space, choose another --output), then go on with --resume auto\n')
+        return 2
     return 0
 
 
@@ -59,7 +65,7 @@ def run(args: Namespace) -> dict[str, Any]:
         _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
     accelerator = make_accelerator(args)
     folder, checkpoint = _agree_on_folder(args, accelerator)
-    if checkpoint is not None:
+    if checkpoint is not None or (args.resume and (folder.path / 'args.yaml').is_file()):
         check_same_configuration(args, folder.path)
 
     set_seed(args.seed)
@@ -151,6 +157,8 @@ def make_accelerator(args: Namespace) -> Accelerator:
         raise ConfigError(str(e)) from e
     if args.mixed_precision == 'fp16' and accelerator.scaler is None and accelerator.device.type == 'cpu':
         raise ConfigError('fp16 needs a GPU (Accelerate would run fp32 without a word); use --mixed-precision bf16')
+    if args.sync_bn and accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
+        raise ConfigError('--sync-bn needs GPUs: torch has no BatchNorm over processes on a CPU; leave it out')
     return accelerator
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
+from timm.data import Mixup
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,6 +43,9 @@ class Callback:
 
     def on_epoch_end(self, trainer: 'Trainer', epoch: int) -> dict[str, Any]:
         return {}
+
+    def on_checkpoint(self, name: str) -> None:
+        """A checkpoint of the present state is in place under ``name``."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -142,6 +146,8 @@ class Trainer:
         self._bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
         self.progress = Progress(TrainMeter(splits, accelerator.device))
         self._checkpointed = [self.progress, scheduler, *callbacks]
+        if hasattr(scheduler, 'lr_scheduler'):  # plateau: the state of timm's lacks what torch's inside it counts
+            self._checkpointed.append(scheduler.lr_scheduler)
         if any(True for _ in criterion.buffers()) or any(True for _ in criterion.parameters()):
             self._checkpointed.append(criterion)
         if ema is not None:
@@ -160,7 +166,10 @@ class Trainer:
         return model.plain_model() if isinstance(model, BCLModel) else model
 
     def save(self, name: str = 'last') -> None:
-        save_checkpoint(self.accelerator, self.folder.path / name, {'epoch': self.progress.epoch})
+        note = {'epoch': self.progress.epoch, 'step': self.progress.step}
+        save_checkpoint(self.accelerator, self.folder.path / name, note)
+        for callback in self.callbacks:
+            callback.on_checkpoint(name)
 
     def fit(self) -> None:
         """Train from where :attr:`progress` stands to the last epoch."""
@@ -258,6 +267,9 @@ class Trainer:
         for input, label in self.train_loader:
             target = label
             if self.mix is not None:
+                if isinstance(self.mix, Mixup) and len(label) % 2:  # it pairs images; only a short epoch is odd
+                    input, label = input[:-1], label[:-1]
+                    target = label
                 with numpy_seed(self.seed, epoch, step, self.accelerator.process_index):
                     input, target = self.mix(input, label)
             for part, value in zip(window, (input, target, label)):
