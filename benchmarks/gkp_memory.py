@@ -38,7 +38,7 @@ def main():
             quality = torch.randn(args.classes, generator=generator) + 0.1 * epoch
             bank.update(epoch, quality, [encoder])
         seconds = (time.perf_counter() - start) / args.epochs
-        bank.state_dict()
+        bank.checkpointed('last')
         files = list(bank.directory.iterdir())
         size = sum(f.stat().st_size for f in files)
         copies = args.classes * args.encoder * 4

@@ -103,19 +103,27 @@ def test_resumed_bank_continues_bit_equal(tmp_path, on_disk):
         assert torch.equal(bank.snapshot(epoch), resumed.snapshot(epoch))
 
 
-def test_every_saved_state_stays_loadable(tmp_path):
-    """The best checkpoint may be older than the last two; the last one may be older than a save that was killed."""
-    bank, states = MemoryBank(1, tmp_path), []
-    for epoch in range(4):
+def test_checkpoints_in_place_keep_their_snapshots_and_no_others_do(tmp_path):
+    def files():
+        return sorted(int(path.stem[-4:]) for path in tmp_path.glob('*.pt'))
+
+    bank, saved = MemoryBank(1, tmp_path), {}
+    for epoch in range(6):
         bank.update(epoch, torch.tensor([float(epoch)]), encoder(epoch))
-        states += [bank.state_dict(), bank.state_dict()]
-    for i, state in enumerate(states):
+        for name in {1: ['best', 'last'], 3: ['last']}.get(epoch, []):
+            saved[name] = bank.state_dict()
+            bank.checkpointed(name)
+    assert files() == [1, 3, 4, 5]  # best, last, and what came after the last checkpoint
+    for name, epoch in (('best', 1), ('last', 3)):
         resumed = MemoryBank(1, tmp_path)
-        resumed.load_state_dict(state)
-        assert torch.equal(resumed.snapshot(i // 2), flat(encoder(i // 2)))
-    (tmp_path / 'encoder_0000.pt').unlink()
-    with pytest.raises(FileNotFoundError, match=r'\[0\].*put the files back'):
-        MemoryBank(1, tmp_path).load_state_dict(states[0])
+        resumed.load_state_dict(saved[name])
+        assert torch.equal(resumed.snapshot(epoch), flat(encoder(epoch)))
+    resumed.update(6, torch.tensor([6.0]), encoder(6))
+    resumed.checkpointed('last')
+    assert files() == [1, 6]
+    (tmp_path / 'encoder_0001.pt').unlink()
+    with pytest.raises(FileNotFoundError, match=r'\[1\].*put the files back'):
+        MemoryBank(1, tmp_path).load_state_dict(saved['best'])
 
 
 def test_process_that_stores_nothing_follows_the_epochs():

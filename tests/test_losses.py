@@ -438,21 +438,34 @@ def test_class_balanced_matches_a_plain_loop(form, variant):
 
 @pytest.mark.parametrize('soft', [False, True])
 @pytest.mark.parametrize('gap', [12.0, 20.0, 40.0])
-@pytest.mark.parametrize('form', ['softmax', 'sigmoid', 'focal'])
+@pytest.mark.parametrize('form', ['sigmoid', 'focal'])
 def test_class_balanced_of_a_confident_sample_does_not_cancel(form, gap, soft):
-    # of logits +gap/2 for the own class and -gap/2: each term is log(1 + e), with e below
-    gap = gap if form == 'softmax' else 2 * gap
-    logits = torch.full((1, C), -gap / 2)
-    logits[0, 1] = gap / 2
+    # of logits +gap for the own class and -gap: each term is log(1 + e), with e below
+    logits = torch.full((1, C), -gap)
+    logits[0, 1] = gap
     logits.requires_grad_()
     target = F.one_hot(torch.tensor([1]), C).float() if soft else torch.tensor([1])
     loss = class_balanced_loss(logits, target, torch.ones(C), form, 1.0, 'released')
-    e = math.exp(-gap if form == 'softmax' else -gap / 2)
-    value, slope = {
-        'softmax': (2 * (C - 1) * e / C, 2 * e / C), 'sigmoid': (C * e, e), 'focal': (C * e ** 2, 2 * e ** 2)}[form]
+    e = math.exp(-gap)
+    value, slope = {'sigmoid': (C * e, e), 'focal': (C * e ** 2, 2 * e ** 2)}[form]
     torch.testing.assert_close(loss.item(), value, rtol=1e-4, atol=0)
     grad, = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(grad[0, 0].item(), slope, rtol=1e-4, atol=0)
+
+
+def test_class_balanced_released_softmax_rounds_extreme_probabilities_as_published():
+    logits = 80 * torch.tensor([[1.0, -1, 0, 0, 1], [-1, 1, -1, -1, -1], [0, 0, 1, -1, -1]], dtype=torch.float64)
+    target = torch.tensor([0, 4, 2])
+    logits.requires_grad_()
+    values = {}
+    for name in ('ours', 'published'):
+        if name == 'ours':
+            loss = class_balanced_loss(logits, target, torch.ones(C), variant='released')
+        else:
+            loss = F.binary_cross_entropy(logits.softmax(1), F.one_hot(target, C).double())
+        values[name] = loss, *torch.autograd.grad(loss, logits)
+    for ours, published in zip(values['ours'], values['published']):
+        torch.testing.assert_close(ours, published, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])

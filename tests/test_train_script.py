@@ -209,6 +209,7 @@ def test_a_folder_with_parts_keeps_them(tmp_path):
 @pytest.mark.parametrize('options, words', [
     (['--loss', 'balanced_sofmax'], "Did you mean 'balanced_softmax'"),
     (['--opt', 'sgdd'], "unknown optimizer 'sgdd'"),
+    (['--opt', 'sse_sam'], "unknown optimizer 'sse_sam'. Did you mean 'ssesam'"),
     (['--sampler', 'class_balance'], "Did you mean 'class_balanced'"),
     (['--model', 'resnet33_cifar'], "or 'resnet32_cifar'"),
     (['--sched', 'cosin'], "Did you mean 'cosine'"),

@@ -3,9 +3,8 @@
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping.
 Source: written from the paper.
 Differs from the official code: that one keeps C whole state dicts (765 GB for iNaturalist 2018 and ResNet-50). Classes
-whose best epoch is the same share one snapshot here, one in memory is dropped when no class uses it any more, and the
-similarity of classes needs only the inner products of the snapshots (E x E for E distinct epochs), taken once when a
-snapshot arrives.
+whose best epoch is the same share one snapshot here, one that no class uses any more is dropped, and the similarity of
+classes needs only the inner products of the snapshots (E x E for E distinct epochs), taken when a snapshot arrives.
 """
 
 import copy
@@ -45,12 +44,12 @@ class MemoryBank:
     Args:
         num_classes: C.
         directory: Folder for the snapshots of this run alone, one file per epoch that some class took; None keeps them
-            in host memory. No file is removed, since a saved state may name it: delete the folder after the run.
+            in host memory. A file is removed by :meth:`checkpointed` only, since a saved state may name it.
         dtype: ``'float32'`` or ``'bfloat16'`` (half the size; inner products and anchors are of the rounded values).
         stores: Whether this process keeps snapshots; scores and epochs are kept, and equal, on all processes.
 
-    Memory: (distinct best epochs) x (encoder) on the host, or one file of that size per epoch on disk; never on the
-    accelerator.
+    Memory: (distinct best epochs) x (encoder) on the host, or on disk, where those of the checkpoints in place stay
+    too; never on the accelerator.
     """
 
     def __init__(
@@ -70,6 +69,7 @@ class MemoryBank:
         self.best_epoch = torch.full((num_classes,), -1, dtype=torch.int64)
         self._snapshots: dict[int, Tensor] = {}
         self._gram: dict[tuple[int, int], float] = {}
+        self._named: dict[str, list[int]] = {}  # epochs that the checkpoints in place name
 
     @property
     def epochs(self) -> list[int]:
@@ -159,7 +159,17 @@ class MemoryBank:
             'best_epoch': self.best_epoch.clone(),
             'gram': copy.copy(self._gram),
             'snapshots': dict(self._snapshots),
+            'named': copy.copy(self._named),
         }
+
+    def checkpointed(self, name: str) -> None:
+        """The present state is saved under ``name``: remove the files that neither it nor another checkpoint names."""
+        self._named[name] = self.epochs
+        if self.stores and self.directory is not None:
+            kept = {self._path(epoch) for epochs in self._named.values() for epoch in epochs}
+            for path in self.directory.glob('encoder_*.pt'):
+                if path not in kept:
+                    path.unlink(missing_ok=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; snapshots on disk must still lie in ``directory``."""
@@ -169,6 +179,7 @@ class MemoryBank:
         self.best_score = state['best_score'].clone()
         self.best_epoch = state['best_epoch'].clone()
         self._gram = dict(state['gram'])
+        self._named = {**state['named'], 'last': self.epochs}
         self._snapshots = {}
         if not self.stores:
             return

@@ -194,6 +194,9 @@ class GKP:
         row['bank_epochs'] = len(self.bank.epochs)
         return row
 
+    def on_checkpoint(self, name: str) -> None:
+        self.bank.checkpointed(name)
+
     def state_dict(self) -> dict[str, Any]:
         state = {'bank': self.bank.state_dict(), 'groups': self.groups, 'source': self.source,
                  'history': list(self.history), 'limited': self.limited, 'penalty': None}

@@ -224,7 +224,7 @@ def _usage(posthoc: PostHoc | None) -> str:
     return '\n'.join([
         '```python',
         'import timm, timm_lt',
-        "model = timm.create_model('hf-hub:USER/NAME', pretrained=True)       # timm alone; logits as trained",
+        "model = timm.create_model('hf-hub:USER/NAME', pretrained=True)       # by timm; logits as trained",
         "checkpoint = timm_lt.hub.load('USER/NAME')                           # weights checked against manifest.json",
         f'scores = checkpoint(checkpoint.transform(image)[None])               # log-scores{corrected}',
         'checkpoint.class_names, checkpoint.distribution.counts, checkpoint.metrics["top1"]',

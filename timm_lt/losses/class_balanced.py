@@ -6,17 +6,17 @@ Implements: the class-balanced softmax, sigmoid and focal losses, with weights `
 normalised to sum C.
 Source: written from the paper.
 Differs from the paper / official code: the code that most projects use takes, for the softmax form, the binary
-cross-entropy of the softmax probabilities, averaged over B x C: ``variant='released'`` (here from the logits, so that
-probabilities next to 0 and 1 are not rounded). ``variant='paper'`` (default) is the weighted softmax cross-entropy. The
-sigmoid and focal forms are the same in both.
+cross-entropy of the softmax probabilities, averaged over B x C: ``variant='released'``. ``variant='paper'`` (default)
+is the weighted softmax cross-entropy. The sigmoid and focal forms are the same in both.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, logsumexp_of_others, reduce
+from ._base import LongTailLoss, reduce
 from .drw import effective_number_weights
 from .focal import focal_term
 
@@ -55,12 +55,15 @@ def class_balanced_loss(
     if form == 'softmax' and variant == 'paper':
         return reduce(-(weighted * F.log_softmax(logits, dim=1)).sum(1), reduction)
     if form == 'softmax':
-        logits = logits - logsumexp_of_others(logits)  # the softmax probability is the sigmoid of this
-    gamma = gamma if form == 'focal' else 0.0
-    positive = focal_term(F.softplus(-logits, threshold=40), gamma)
-    negative = focal_term(F.softplus(logits, threshold=40), gamma)
-    if form == 'softmax':  # each at most 100, as torch's binary cross-entropy of probabilities
-        positive, negative = (v.clamp_max(100) / logits.shape[1] for v in (positive, negative))
+        p = F.softmax(logits, dim=1)
+        there = p.nan_to_num(0.5)  # torch refuses NaN here; the loss is to be NaN, for a gradient scaler to skip
+        positive, negative = (
+            (F.binary_cross_entropy(there, torch.full_like(p, t), reduction='none') + 0 * p) / logits.shape[1]
+            for t in (1.0, 0.0))
+    else:
+        gamma = gamma if form == 'focal' else 0.0
+        positive = focal_term(F.softplus(-logits, threshold=40), gamma)
+        negative = focal_term(F.softplus(logits, threshold=40), gamma)
     # for class c: positive_c + sum_{k != c} negative_k; a hard target has exactly 0 for the negative of its own class
     of_others = weighted.sum(1, keepdim=True) - weighted
     return reduce((weighted * positive + of_others * negative).sum(1), reduction)

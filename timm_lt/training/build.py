@@ -40,8 +40,10 @@ def check_names(args: Namespace) -> None:
     if args.loss not in LOSSES and args.loss not in TIMM_LOSS_NAMES:
         known = LOSSES.names() + list(TIMM_LOSS_NAMES)
         raise ConfigError(f'unknown loss {args.loss!r}. {nearest_names(args.loss, known)}')
-    if args.opt.lower().split('_')[-1] not in optimizer_names():
-        raise ConfigError(f'unknown optimizer {args.opt!r}. {nearest_names(args.opt, optimizer_names())}')
+    # timm looks up what follows the last underscore, whatever stands before it: sse_sam would be sam
+    if args.opt.lower().removeprefix('lookahead_') not in optimizer_names():
+        nearest = nearest_names(args.opt.replace('_', ''), optimizer_names())
+        raise ConfigError(f'unknown optimizer {args.opt!r}. {nearest}')
     if args.sched not in SCHEDULES:
         raise ConfigError(f'unknown schedule {args.sched!r}. {nearest_names(args.sched, SCHEDULES)}')
     if args.sampler not in list_samplers():
