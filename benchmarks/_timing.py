@@ -11,6 +11,11 @@ os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the profiler announces each s
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from timm_lt.training.allocator import keep_freed_memory
+
+# as train_lt.py does on a CPU: else page faults, which fall on one function and spare the next, make up 15% of a step
+keep_freed_memory()
+
 
 @dataclass(frozen=True)
 class Ratio:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from ..data import ImageReadError
 from ..hub import HubError, has_token, push
 from . import build
+from .allocator import keep_freed_memory
 from .checkpoint import CheckpointError, check_same_configuration, load_checkpoint
 from .config import ConfigError, one_line, parse_args
 from .correction import check_correction, corrected_figures, fit_correction
@@ -64,6 +65,8 @@ def run(args: Namespace) -> dict[str, Any]:
     if args.push_to_hub and not has_token():
         _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
     accelerator = make_accelerator(args)
+    if accelerator.device.type == 'cpu':
+        keep_freed_memory()
     folder, checkpoint = _agree_on_folder(args, accelerator)
     if checkpoint is not None or (args.resume and (folder.path / 'args.yaml').is_file()):
         check_same_configuration(args, folder.path)
