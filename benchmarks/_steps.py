@@ -27,6 +27,13 @@ def long_tailed_labels(counts: Sequence[int], batch: int) -> Tensor:
     return torch.multinomial(torch.tensor(counts, dtype=torch.float64), batch, replacement=True)
 
 
+def labels_of_groups(counts: Sequence[int], batch: int, groups: Tensor) -> Tensor:
+    """Long-tailed labels, (B,), of which one at least belongs to each group of classes."""
+    labels = long_tailed_labels(counts, batch)
+    present = [int((groups == k).nonzero()[0]) for k in range(int(groups.max()) + 1)]
+    return torch.cat([torch.tensor(present), labels[len(present):]])
+
+
 def head_and_tail(counts: Sequence[int], batch: int, eta: int) -> Tensor:
     """Labels of which 15% belong to classes of fewer than ``eta`` images, (B,)."""
     tail = torch.tensor([n < eta for n in counts])

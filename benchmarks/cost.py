@@ -9,8 +9,8 @@ parameters more than it. 'plain loops' are the published structures written with
 (``_steps.py``), so that a speed-up is a measured ratio. Written to ``--output``: ``cost.md``, ``cost.csv``,
 ``cost.png``.
 
-Labels follow an exponential profile of ratio 100; for methods that split head and tail, 15% of a batch are tail. The
-learning rate is 0, so that each call does the same work.
+Labels follow an exponential profile of ratio 100, with every group in the batch; for methods that split head and tail,
+15% of a batch are tail. The learning rate is 0, so that each call does the same work.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from _steps import (
     Step,
     class_counts,
     head_and_tail,
+    labels_of_groups,
     long_tailed_labels,
     looped_ccsam_loss,
     looped_ccsam_step,
@@ -129,7 +130,7 @@ def optimizers(bench: Bench) -> Iterator[Row]:
     for name, (batch, size) in NETWORKS.items():
         for norm in ('batch', 'group'):
             model = network(name, 100, bench.device, norm)
-            x, y = bench.batch(batch, size, long_tailed_labels(counts, batch))
+            x, y = bench.batch(batch, size, labels_of_groups(counts, batch, groups))
             split = head_and_tail(counts, batch, ETA).to(bench.device)
             methods = OPTIMIZERS if norm == 'group' else OPTIMIZERS | APPROXIMATE
             steps = {PLAIN: optimizer_step(model, x, y, 'momentum', {})} | {
@@ -207,7 +208,8 @@ def classes(bench: Bench) -> Iterator[Row]:
 def groups(bench: Bench) -> Iterator[Row]:
     counts = class_counts(100)
     model = network('resnet20_cifar', 100, bench.device)
-    x, y = bench.batch(64, 32, long_tailed_labels(counts, 64))
+    by_size = timm_lt.ClassDistribution(counts).size_groups(16)
+    x, y = bench.batch(64, 32, labels_of_groups(counts, 64, by_size))
     steps = {PLAIN: optimizer_step(model, x, y, 'momentum', {})}
     for number in (1, 2, 4, 8, 16):
         for label, options in (('stacked', {'batchnorm': 'stacked'}), ('exact', {})):
@@ -219,10 +221,11 @@ def groups(bench: Bench) -> Iterator[Row]:
 
 def parameters(bench: Bench) -> Iterator[Row]:
     counts = class_counts(100)
+    groups = timm_lt.ClassDistribution(counts).size_groups(4)
     for name in ('resnet20_cifar', 'resnet32_cifar', 'resnet32_cifar_x4', 'resnet50'):
         model = network(name, 100, bench.device)
         batch = 16
-        x, y = bench.batch(batch, 32, long_tailed_labels(counts, batch))
+        x, y = bench.batch(batch, 32, labels_of_groups(counts, batch, groups))
         steps = {
             PLAIN: optimizer_step(model, x, y, 'momentum', {}),
             'sam': optimizer_step(model, x, y, 'sam', {}),
