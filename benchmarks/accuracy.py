@@ -28,7 +28,7 @@ from threading import Event
 
 import torch
 import yaml
-from _report import provenance
+from _report import commit, provenance
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ('top1', 'many', 'medium', 'few')
@@ -161,11 +161,15 @@ def train(run, args):
 def train_now(run, args):
     folder = args.output / run.name
     if not (folder / 'metrics.json').is_file():
+        if args.finished:
+            return None
         command = [
             sys.executable, str(ROOT / 'train_lt.py'), *run.options, '--output', str(args.output), '--experiment',
             run.name, '--resume', 'auto', '--quiet', '--checkpoint-every', '5']
         env = os.environ | {'OMP_NUM_THREADS': str(threads_of(args))}
         with open(args.output / f'{run.name}.log', 'a') as log:
+            log.write(f'commit {commit()}\n')
+            log.flush()
             code = subprocess.call(command, stdout=log, stderr=log, env=env)
         if code:
             print(f'{run.name}: failed, see {run.name}.log', flush=True)
@@ -274,11 +278,19 @@ def plot(rows, args):
         plt.close(fig)
 
 
+def commits_of(runs, args):
+    """The commits at which the runs were made, from their logs."""
+    logs = [args.output / f'{run.name}.log' for run in runs]
+    lines = [line for log in logs if log.is_file() for line in log.read_text().splitlines()]
+    return sorted({line.removeprefix('commit ') for line in lines if line.startswith('commit ')})
+
+
 def write_results(runs, metrics, rows, args):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     (args.output / 'results.json').write_text(json.dumps({
-        **provenance(device, threads_of(args)), 'runs side by side': args.jobs, 'protocol': args.protocol,
-        'dataset': args.dataset.rsplit('/', 1)[-1], 'seeds': args.seeds,
+        **provenance(device, threads_of(args)), 'commits of the runs': commits_of(runs, args),
+        'runs side by side': args.jobs, 'protocol': args.protocol, 'dataset': args.dataset.rsplit('/', 1)[-1],
+        'seeds': args.seeds,
         'recipes': {
             m: shlex.join([*options_of(m, args), *args.extra]).replace(f'{ROOT}/', '') for m in args.methods},
         'starts_on': {m: METHODS[m].after for m in args.methods if METHODS[m].after},
@@ -301,6 +313,7 @@ def main():
     parser.add_argument('--split-rule', default='thirds')
     parser.add_argument('--jobs', type=int, default=max(1, os.cpu_count() or 1), help='runs side by side')
     parser.add_argument('--threads', type=int, default=0, help="of a run; 0: the machine's, shared among the jobs")
+    parser.add_argument('--finished', action='store_true', help='start nothing, report the runs that have ended')
     parser.add_argument('--output', type=Path, default=Path('accuracy'))
     parser.add_argument('--extra', nargs=argparse.REMAINDER, default=[], help='further options for every run; last')
     args = parser.parse_args()
@@ -323,7 +336,7 @@ def main():
         subprocess.call([
             sys.executable, '-m', 'timm_lt.evaluate', 'compare', *map(str, folders), '--output',
             str(args.output / 'comparison.html')])
-    return 0 if all(m is not None for m in metrics) else 1
+    return 0 if args.finished or all(m is not None for m in metrics) else 1
 
 
 if __name__ == '__main__':
