@@ -234,7 +234,7 @@ def table(rows, args):
         reference = next(iter(mine))
         baseline = {s: r['top1'] for s, r in mine[reference].items()}
         lines += [f'Imbalance ratio {ratio:g}', '',
-                  f'| method | seeds | {" | ".join(FIGURES)} | top-1 against {reference}, paired | published top-1 |',
+                  f'| method | seeds | {" | ".join(FIGURES)} | top-1 against {reference}, paired | published, 200 epochs |',
                   '| --- ' * (len(FIGURES) + 4) + '|']
         for label, runs in mine.items():
             cells = [spread([r[k] for r in runs.values()]) for k in FIGURES]
@@ -270,7 +270,7 @@ def plot(rows, args):
         left.set(yticks=list(places), yticklabels=list(mine), xlabel='top-1 (%), mean ± deviation over seeds')
         left.invert_yaxis()
         right.set(xlabel='accuracy of the split (%)')
-        right.legend(fontsize='small')
+        right.legend(fontsize='small', ncols=3, loc='lower center', bbox_to_anchor=(0.5, 1.0), frameon=False)
         for axis in (left, right):
             axis.grid(axis='x', color='0.9')
             axis.tick_params(labelsize='small')
