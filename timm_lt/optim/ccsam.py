@@ -137,7 +137,8 @@ class CCSAM(SharpnessAware):
         closure.zero_grad()
         if radii[0] == 0:
             return closure.mean_pass()
-        if self._closed is not None and (isinstance(self._closed.head, nn.Linear) or not closure.sharded):
+        closed = self._closed is not None and (isinstance(self._closed.head, nn.Linear) or not closure.sharded)
+        if closed and not getattr(closure.criterion, 'takes_views', False):  # its loss is of more than the logits
             self._scale_now = radii[0]
             return self._closed.gradients(closure)
         if self.local_ascent and closure.world_size > 1:
