@@ -1,5 +1,7 @@
 import copy
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import timm
@@ -291,27 +293,38 @@ def test_stacked_first_pass_equals_exact_gradients_without_coupling():
 @pytest.mark.parametrize('layer', [
     nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), nn.Conv2d(4, 6, 3, padding='same', bias=False),
     nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'), nn.Linear(5, 3), nn.GroupNorm(2, 4)], ids=str)
+@pytest.mark.parametrize('autocast', [False, True], ids=['full', 'autocast'])
 @pytest.mark.parametrize('first', [True, False])
-def test_stacked_layers_give_every_slice_its_own_weights_and_gradients(layer, first):
+def test_stacked_layers_give_every_slice_its_own_weights(layer, first, autocast):
     from timm_lt.optim._stacked import stacked_forward
-    layer = copy.deepcopy(layer).double()
-    x = torch.randn(6, 4, 5, 5).double().requires_grad_()
+    dtype, context = torch.float64, nullcontext
+    if autocast:
+        dtype, context = torch.float32, partial(torch.autocast, 'cpu', torch.bfloat16)
+    layer = copy.deepcopy(layer).to(dtype)
+    x = torch.randn(6, 4, 5, 5).to(dtype).requires_grad_()
     own = {id(p): torch.randn_like(p) for p in layer.parameters()}
     weights = [{k: (w if first else torch.randn_like(w)).clone().requires_grad_() for k, w in own.items()}
                for _ in range(2)]
-    with stacked_forward(layer, [2, 4], weights, first, {}):
+    with stacked_forward(layer, [2, 4], weights, first, {}), context():
         y = layer(x)
     g = torch.randn_like(y)
     y.backward(g)
+    expected = []
     for rows, w in ((slice(0, 2), weights[0]), (slice(2, 6), weights[1])):
         part = x.detach()[rows].clone().requires_grad_()
         alone = {n: w[id(p)].detach().clone().requires_grad_() for n, p in layer.named_parameters()}
-        expected = torch.func.functional_call(layer, alone, (part,))
-        torch.testing.assert_close(y[rows], expected)
-        expected.backward(g[rows])
+        with context():
+            output = torch.func.functional_call(layer, alone, (part,))
+        torch.testing.assert_close(y[rows], output)
+        output.backward(g[rows])
         torch.testing.assert_close(x.grad[rows], part.grad)
-        for n, p in layer.named_parameters():
-            torch.testing.assert_close(w[id(p)].grad, alone[n].grad)
+        expected.append([alone[n].grad for n, _ in layer.named_parameters()])
+    given = [[w[id(p)].grad for p in layer.parameters()] for w in weights]
+    if not first:  # the sum over the slices is asked for
+        given, expected = ([[sum(g for g in column if g is not None) for column in zip(*rows)]]
+                           for rows in (given, expected))
+    assert all(g.dtype == dtype for row in given for g in row)
+    torch.testing.assert_close(given, expected, **({'rtol': 2e-2, 'atol': 0.2} if autocast else {}))
 
 
 def centred(g, hat, std, over):
@@ -391,11 +404,12 @@ def test_exact_ascent_has_the_exact_gradients_of_the_groups(cut):
         torch.testing.assert_close(row, list(expected))
 
 
-def test_stacked_refuses_layers_that_see_other_rows_than_the_batch():
+@pytest.mark.parametrize('layer', [nn.Linear(3, 3), nn.BatchNorm1d(3)], ids=['linear', 'norm'])
+def test_stacked_refuses_layers_that_see_other_rows_than_the_batch(layer):
     from timm_lt.optim._stacked import stacked_forward
-    m = nn.Linear(3, 2)
-    with stacked_forward(m, [2, 4], [{}, {}], True, {}), pytest.raises(ValueError, match='12 rows'):
-        m(torch.randn(12, 3))
+    weights = {id(p): p for p in layer.parameters()}
+    with stacked_forward(layer, [2, 4], [weights] * 2, True, {}), pytest.raises(ValueError, match='12 rows'):
+        layer(torch.randn(12, 3))
 
 
 def test_cheaper_batchnorm_modes_point_the_same_way_as_exact_in_the_order_of_their_cost():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._tensors import global_dot, global_norm, local
+from ._tensors import global_dot, global_norm, local, scale_, subtract_
 
 Vector = Sequence[Tensor]
 DIRECTIONS = ('orthogonal', 'gradient', 'projection')
@@ -80,11 +80,11 @@ def gsa_perturbations(
         share = torch.where(squared > 0, global_dot(g, batch_gradient) / squared, 0.0)
         h = g if inplace else [t.clone() for t in g]
         if direction != 'gradient':
-            along = torch._foreach_mul([local(t) for t in batch_gradient], share)
             if direction == 'projection':
-                torch._foreach_copy_([local(t) for t in h], along)
+                torch._foreach_copy_([local(t) for t in h], [local(t) for t in batch_gradient])
+                scale_(h, share)
             else:
-                torch._foreach_sub_([local(t) for t in h], along)
+                subtract_(h, batch_gradient, share)
         length = global_norm(h)
         exists = length > rounding * full
         length = torch.where(exists, length, 1.0)

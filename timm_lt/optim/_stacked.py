@@ -1,7 +1,9 @@
 """One pass of a batch in which the samples of every group meet weights of their own.
 
 A layer with weights works on the slices of a batch sorted by group, each with that group's weights; everything else
-sees one batch. Cost: one pass, however many groups.
+sees one batch. Cost: one pass, however many groups. A convolution shares what it can among the slices: on the first
+pass their weights are the same, so that only the gradients of the weights are taken slice by slice; on the second only
+the sum of those is wanted, which is taken at once.
 
 BatchNorm couples the samples. On the first pass (gradients of all groups in one backward) it normalises by the whole
 batch, and the gradient of a group stays with its own samples: centred within the group, where the exact one reaches
@@ -100,10 +102,60 @@ class _SlicedBatchNorm(torch.autograd.Function):
         return (grad_x, None, None, None, None, *grads)
 
 
+class _SlicedConv(torch.autograd.Function):
+    """Convolution of slices with weights each.
+
+    ``first``: the weights are the same, and each slice's get a gradient of their own. Else the first slice's get the
+    sum of all, the others none.
+    """
+
+    @staticmethod
+    def forward(
+            ctx: Any, x: Tensor, sizes: tuple[int, ...], m: nn.Conv2d, first: bool, weights: int, *tensors: Tensor,
+    ) -> Tensor:
+        weight, bias = ([t.to(x.dtype) for t in half] for half in (tensors[:weights], tensors[weights:]))
+        bias = bias or [None] * weights
+        if first:
+            weight = weight[:1]
+            y = m._conv_forward(x, weight[0], bias[0])
+        else:
+            y = torch.cat([m._conv_forward(part, w, b) for part, w, b in zip(x.split(sizes), weight, bias)])
+        ctx.save_for_backward(x, *weight)
+        ctx.sizes, ctx.m, ctx.first, ctx.types = sizes, m, first, [t.dtype for t in tensors]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, *weight = ctx.saved_tensors
+        m, slices, has_bias = ctx.m, len(ctx.sizes), len(ctx.types) > len(ctx.sizes)
+
+        def gradients(g: Tensor, part: Tensor, w: Tensor, of_input: bool) -> tuple:
+            return _aten.convolution_backward(
+                g, part, w, [w.shape[0]] if has_bias else None, m.stride, m.padding, m.dilation, False, [0, 0],
+                m.groups, [of_input, not of_input, has_bias and not of_input])
+
+        parts = list(zip(grad.split(ctx.sizes), x.split(ctx.sizes), weight * slices if ctx.first else weight))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = gradients(grad, x, weight[0], True)[0] if ctx.first else torch.cat([
+                gradients(g, part, w, True)[0] for g, part, w in parts])
+        if not any(ctx.needs_input_grad[5:]):
+            return (grad_x, None, None, None, None, *[None] * len(ctx.types))
+        if ctx.first:
+            _, of_weight, of_bias = zip(*[gradients(g, part, w, False) for g, part, w in parts])
+        else:
+            _, *both = gradients(grad, x, weight[0], False)
+            of_weight, of_bias = ([t] + [None] * (slices - 1) for t in both)
+        of_tensors = [*of_weight, *(of_bias if has_bias else ())]
+        of_tensors = [t if t is None else t.to(dtype) for t, dtype in zip(of_tensors, ctx.types)]
+        return (grad_x, None, None, None, None, *of_tensors)
+
+
 def _batch_norm(
         m: _BatchNorm, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool, apart: bool,
         kept: list[_Statistics], x: Tensor,
 ) -> Tensor:
+    _check_rows(m, sizes, x)
     slices = [_moments(part) for part in x.split(sizes)]
     if first:
         shares = [n / sum(sizes) for n in sizes]
@@ -139,14 +191,23 @@ def _update_running_statistics(m: _BatchNorm, mean: Tensor, variance: Tensor, co
         running.mul_(1 - momentum).add_(value.to(running.dtype), alpha=momentum)
 
 
-def _by_slices(m: nn.Module, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], x: Tensor, *args: Any) -> Any:
+def _check_rows(m: nn.Module, sizes: tuple[int, ...], x: Tensor) -> None:
     if x.shape[0] != sum(sizes):
         raise ValueError(
             f"batchnorm='stacked' needs layers that see the {sum(sizes)} samples of the batch; {type(m).__name__} got "
             f"{x.shape[0]} rows (several views of an image, class prototypes). Use batchnorm='batch'")
+
+
+def _by_slices(
+        m: nn.Module, sizes: tuple[int, ...], weights: list[dict[str, Tensor]], first: bool, x: Tensor, *args: Any,
+) -> Any:
+    _check_rows(m, sizes, x)
+    if type(m) is nn.Conv2d and m.padding_mode == 'zeros' and not isinstance(m.padding, str):
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        tensors = [w[name] for name in ('weight', 'bias') if name in weights[0] for w in weights]
+        return _SlicedConv.apply(x, sizes, m, first, len(weights), *tensors)
     parts = x.split(sizes)
-    if type(m) is nn.Conv2d:
-        return torch.cat([m._conv_forward(p, w['weight'], w.get('bias')) for p, w in zip(parts, weights)])
     if type(m) is nn.Linear:
         return torch.cat([F.linear(p, w['weight'], w.get('bias')) for p, w in zip(parts, weights)])
     return torch.cat([_with_weights(m, w, p, args) for p, w in zip(parts, weights)])
@@ -172,9 +233,10 @@ def stacked_forward(
     Args:
         module: The network.
         sizes: Samples of each slice, each >= 1.
-        weights: For each slice the tensors that stand in for parameters, by the parameter's ``id``.
-        first: Whether this is the first pass: BatchNorm updates its running statistics and fills ``kept``; later passes
-            use that up.
+        weights: For each slice the tensors that stand in for parameters, by the parameter's ``id``; if all are empty,
+            only BatchNorm is told of the slices.
+        first: Whether this is the first pass: the weights of the slices are the same, and BatchNorm updates its running
+            statistics and fills ``kept``; later passes use that up.
         kept: Statistics of BatchNorm layers between the passes.
         apart: Whether BatchNorm keeps the gradients of slices apart; None: on the first pass.
     """
@@ -183,7 +245,7 @@ def stacked_forward(
         for name, m in module.named_modules():
             own = {n: p for n, p in m._parameters.items() if p is not None}
             coupled = isinstance(m, _BatchNorm) and (m.training or m.running_mean is None)
-            if not own and not coupled:
+            if not coupled and not (own and any(weights)):
                 continue
             if next(m.children(), None) is not None and not isinstance(m, _BatchNorm):
                 raise ValueError(
@@ -197,7 +259,7 @@ def stacked_forward(
             if coupled:
                 m.forward = partial(_batch_norm, m, sizes, mine, first, apart, kept.setdefault(name, []))
             else:
-                m.forward = partial(_by_slices, m, sizes, mine)
+                m.forward = partial(_by_slices, m, sizes, mine, first)
             patched.append(m)
         yield
     finally:

@@ -56,6 +56,15 @@ def scale_(tensors: Sequence[Tensor], scale: Tensor | float) -> None:
         torch._foreach_mul_(tensors, scale)
 
 
+def subtract_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Tensor) -> None:
+    """``tensors -= factor * others``, in place; ``factor`` is one number."""
+    tensors, others = [local(t) for t in tensors], [local(t) for t in others]
+    if factor.device.type == 'cpu' and all(t.device.type == 'cpu' for t in tensors):
+        torch._foreach_add_(tensors, others, alpha=-float(factor))  # no product in memory
+    else:
+        torch._foreach_sub_(tensors, torch._foreach_mul(others, factor))
+
+
 class SavedWeights:
     """Perturbs parameters and gives them their values back, bit for bit.
 

@@ -13,6 +13,7 @@ joint perturbation for all groups, and passes the whole batch once more. The reg
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -216,14 +217,20 @@ class GSA(SharpnessAware):
                 else:
                     total[id(p)] = g * share
         samples = self.samples_of_group
+        # given: sum / B (share) or the group's mean (equal); wanted: what part_loss says
+        scales = [
+            {'share': {'group_mean': batch / part.samples, 'batch_mean': 1.0},
+             'equal': {'group_mean': 1.0, 'batch_mean': part.samples / batch}}[self.weighting][self.part_loss]
+            for part in parts]
         radii = []
-        for part in parts:
-            # given: sum / B (share) or the group's mean (equal); wanted: what part_loss says
-            scale = {'share': {'group_mean': batch / part.samples, 'batch_mean': 1.0},
-                     'equal': {'group_mean': 1.0, 'batch_mean': part.samples / batch}}[self.weighting][self.part_loss]
+        # parts that reach the same parameters share the norms of those and of the batch's gradient
+        for _, alike in groupby(zip(parts, scales), key=lambda pair: [id(p) for p in pair[0].params]):
+            alike = list(alike)
+            params = alike[0][0].params
             result = gsa_perturbations(
-                [part.grads], [total[id(p)] for p in part.params], part.params, [samples[part.index]],
-                Z=part.radius, direction=self.direction, gradient_scale=[scale], inplace=True)
+                [part.grads for part, _ in alike], [total[id(p)] for p in params], params,
+                [samples[part.index] for part, _ in alike], Z=alike[0][0].radius, direction=self.direction,
+                gradient_scale=[scale for _, scale in alike], inplace=True)
             radii.append(result.radius)
         self._radii = ([part.index for part in parts], torch.cat(radii))
 
