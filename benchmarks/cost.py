@@ -65,7 +65,16 @@ APPROXIMATE = {
     'gsa, G=4, exact_ascent': ('gsa', {'batchnorm': 'exact_ascent'}, 0, True),
     'gsa, G=4, stacked': ('gsa', {'batchnorm': 'stacked'}, 0, True),
 }
-NETWORKS = {'resnet32_cifar': (128, 32), 'resnet50': (32, 64)}
+# without BatchNorm, only the samples of a part pass again: what is left is the part's share of the batch
+SUBSETS = ('imbsam', 'ssesam, first stage', 'ssesam, second stage')
+# network, batch, image size, norm, methods
+SETTINGS = [
+    ('resnet32_cifar', 128, 32, 'batch', OPTIMIZERS | APPROXIMATE),
+    ('resnet32_cifar', 128, 32, 'group', OPTIMIZERS),
+    ('resnet50', 32, 64, 'batch', OPTIMIZERS | APPROXIMATE),
+    ('resnet50', 32, 64, 'group', OPTIMIZERS),
+    ('resnet50', 128, 64, 'group', {name: OPTIMIZERS[name] for name in SUBSETS}),
+]
 
 
 @dataclass
@@ -127,28 +136,24 @@ def optimizers(bench: Bench) -> Iterator[Row]:
     tail = [int(n < ETA) for n in counts]
     groups = timm_lt.ClassDistribution(counts).size_groups(4)
     samples = torch.zeros(4, dtype=torch.int64).index_add_(0, groups, torch.tensor(counts)).tolist()
-    for name, (batch, size) in NETWORKS.items():
-        for norm in ('batch', 'group'):
-            model = network(name, 100, bench.device, norm)
-            x, y = bench.batch(batch, size, labels_of_groups(counts, batch, groups))
-            split = head_and_tail(counts, batch, ETA).to(bench.device)
-            methods = OPTIMIZERS if norm == 'group' else OPTIMIZERS | APPROXIMATE
-            steps = {PLAIN: optimizer_step(model, x, y, 'momentum', {})} | {
-                label: optimizer_step(
-                    model, x, split if 'eta' in options else y, method, options, counts if aware else None, epoch)
-                for label, (method, options, epoch, aware) in methods.items()}
-            if norm == 'batch':
-                steps |= {
-                    'gkp penalty': optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True),
-                    'imbsam, plain loops': plain_parts_step(model, x, split, tail, [0.0, 0.05]),
-                    'ssesam, first stage, plain loops': plain_parts_step(model, x, split, tail, [0.05, 0.1]),
-                    'gsa, G=4, plain loops': plain_parts_step(
-                        model, x, y, groups.tolist(), [0.05] * 4, projected=True),
-                    'gsa, G=4, released structure': released_gsa_step(model, x, y, groups, samples),
-                    'ccsam, plain loops': looped_ccsam_step(model, x, y, counts)}
-            yield from bench.rows(
-                'optimizers', f'{name}, batch {batch}, {size}x{size}, {norm.capitalize()}Norm, C=100', steps,
-                model=model)
+    for name, batch, size, norm, methods in SETTINGS:
+        model = network(name, 100, bench.device, norm)
+        x, y = bench.batch(batch, size, labels_of_groups(counts, batch, groups))
+        split = head_and_tail(counts, batch, ETA).to(bench.device)
+        steps = {PLAIN: optimizer_step(model, x, y, 'momentum', {})} | {
+            label: optimizer_step(
+                model, x, split if 'eta' in options else y, method, options, counts if aware else None, epoch)
+            for label, (method, options, epoch, aware) in methods.items()}
+        if norm == 'batch':
+            steps |= {
+                'gkp penalty': optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True),
+                'imbsam, plain loops': plain_parts_step(model, x, split, tail, [0.0, 0.05]),
+                'ssesam, first stage, plain loops': plain_parts_step(model, x, split, tail, [0.05, 0.1]),
+                'gsa, G=4, plain loops': plain_parts_step(model, x, y, groups.tolist(), [0.05] * 4, projected=True),
+                'gsa, G=4, released structure': released_gsa_step(model, x, y, groups, samples),
+                'ccsam, plain loops': looped_ccsam_step(model, x, y, counts)}
+        yield from bench.rows(
+            'optimizers', f'{name}, batch {batch}, {size}x{size}, {norm.capitalize()}Norm, C=100', steps, model=model)
 
 
 def losses(bench: Bench) -> Iterator[Row]:

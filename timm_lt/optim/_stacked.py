@@ -69,9 +69,12 @@ class _SlicedBatchNorm(torch.autograd.Function):
         if apart:  # on the first pass all slices have the same statistics and weights
             y = F.batch_norm(x, *moments[0], *affine[:2], False, 0.0, eps)
         else:
-            y = torch.cat([
-                F.batch_norm(part, mean, variance, weight, bias, False, 0.0, eps)
-                for part, (mean, variance), weight, bias in zip(x.split(sizes), moments, affine[::2], affine[1::2])])
+            y = torch.empty_like(x)
+            slices = zip(x.split(sizes), y.split(sizes), moments, affine[::2], affine[1::2])
+            for part, out, (mean, variance), weight, bias in slices:
+                _aten.native_batch_norm.out(
+                    part, weight, bias, mean, variance, False, 0.0, eps, out=out, save_mean=mean.new_empty(0),
+                    save_invstd=mean.new_empty(0))
         ctx.save_for_backward(x, *affine[::2])
         ctx.sizes, ctx.moments, ctx.eps, ctx.apart = sizes, moments, eps, apart
         return y
