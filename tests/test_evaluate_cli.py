@@ -15,7 +15,8 @@ from timm.models import save_for_hf
 
 from timm_lt import ClassDistribution
 from timm_lt.evaluate import _html, cli
-from timm_lt.evaluate.cli import Data, build_parser, main
+from timm_lt.evaluate._data import Data
+from timm_lt.evaluate.cli import build_parser, main
 from timm_lt.evaluate.network import Network, collect, load_network
 from timm_lt.posthoc import PostHoc
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,14 @@ from torch import Tensor
 
 from .._files import whole_file, write_text
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
+from ..data import ImageSubset
+from ._data import Data
+from ._open_set import check_open_set_options, open_set
 from .html_comparison import write_comparison
 from .html_report import write_report
 from .metrics import report
-from .network import EvaluationError, Network, classifier_of, collect, load_network
-from .openset import SCORES, UNKNOWN, choose_threshold, class_prototypes, open_set_report, open_set_scores
+from .network import EvaluationError, Network, classifier_of, load_network
+from .openset import SCORES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,7 +93,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         EvaluationError: If checkpoint, class sizes and data do not fit one another.
     """
-    _check_open_set_options(args)
+    check_open_set_options(args)
     network = load_network(
         args.checkpoint, architecture=args.model, num_classes=args.num_classes, device=args.device)
     distribution = find_distribution(args.class_stats, network)
@@ -121,7 +123,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if args.open_set:
-        metrics['open_set'] = _open_set(
+        metrics['open_set'] = open_set(
             args, data, (split, dataset), posthoc, distribution, metrics['split_rule'], logits, targets, features)
     if args.landscape:
         metrics['landscape'] = _landscape(args, data, dataset, distribution, metrics['split_rule'], logits, features)
@@ -160,198 +162,6 @@ def find_distribution(class_stats: str | None, network: Network) -> ClassDistrib
     return distribution
 
 
-class Data:
-    """The parts of the data set that an evaluation reads.
-
-    Args:
-        args: Options.
-        network: Decides input size, normalisation, number and names of classes.
-        distribution: Training class sizes.
-    """
-
-    def __init__(self, args: argparse.Namespace, network: Network, distribution: ClassDistribution) -> None:
-        self.args, self.network = args, network
-        self.class_names = network.class_names or distribution.class_names
-        self.names_note: str | None = None
-
-    def tested(self) -> tuple[str, Any]:
-        """Name and images of the part to evaluate."""
-        from ..data import find_split
-        args = self.args
-        if not args.dataset and not args.data_dir:
-            raise EvaluationError(
-                'no data to evaluate: name a data set by --dataset, or a folder of class folders by --data-dir')
-        _check_root(args.dataset, args.data_dir, '--data-dir')
-        split = args.split or find_split(args.dataset, args.data_dir, ('test', 'validation'))
-        if split is None:
-            raise EvaluationError('the data have no test or validation part; name the part to evaluate by --split')
-        return split, self.known(split)
-
-    def for_threshold(self, tested: tuple[str, Any]) -> tuple[str, Any]:
-        """Name and images of the part that sets the threshold; none of them is an image of the tested part."""
-        from ..data import find_split
-        split = self.args.threshold_split or find_split(self.args.dataset, self.args.data_dir, ('validation',))
-        if split is not None:
-            part = split, self.known(split)
-            if not self.share_images(part, tested):
-                return part
-        if self.args.threshold_split is None:
-            return 'train', self.apart('the threshold cannot be chosen', 'train', tested)
-        return split, self.apart('the threshold cannot be chosen', split, tested)
-
-    def apart(self, what: str, split: str, tested: tuple[str, Any]) -> Any:
-        """Images of a part, which must hold no image of the tested part."""
-        part = split, self.known(split)
-        if self.share_images(part, tested):
-            a_list = self.args.dataset.startswith('list/')
-            hint = ' (a list is one for each part only if its name holds {split})' if a_list else ''
-            raise EvaluationError(
-                f'{what} on {split!r}, which holds images of {tested[0]!r}, the part that is tested; name another part '
-                f'by --threshold-split, or test another by --split{hint}')
-        return part[1]
-
-    def share_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
-        """Whether two parts hold an image in common: by the names of their files, else by the parts' names."""
-        from ..data.factory import DIGITS, numbers_its_own_classes
-        name = self.args.dataset
-        if numbers_its_own_classes(name):
-            return not _files(one[1]).isdisjoint(_files(two[1]))
-        first, second = _usual_name(one[0]), _usual_name(two[0])
-        if name == DIGITS or name.startswith('torch/'):  # two parts: every name but that of training is the other one
-            return (first == 'train') == (second == 'train')
-        return first == second
-
-    def known(self, split: str) -> Any:
-        """Images of a part, with the classes of the network."""
-        from ..data import get_class_names
-        from ..data.factory import numbers_its_own_classes
-        name = self.args.dataset
-        own = numbers_its_own_classes(name)
-        options = {'class_names': self.class_names} if own and self.class_names else {}
-        dataset = self._create(name, self.args.data_dir, split, **options)
-        names, classes = get_class_names(dataset), self.network.num_classes
-        found = max(len(names) if names else 0, int(dataset.targets.max()) + 1)
-        if found > classes or (names and len(names) != classes):
-            raise EvaluationError(f'{name or self.args.data_dir} has {found} classes, but the network has {classes}')
-        if names and self.class_names and not own and list(names) != list(self.class_names):
-            c = next(c for c in range(classes) if names[c] != self.class_names[c])
-            differ = f'class {c} is {names[c]!r} in the data set and {self.class_names[c]!r} in the checkpoint'
-            if not self.args.ignore_class_names:
-                raise EvaluationError(
-                    f'{name} has other classes than the checkpoint: {differ}; if only the names differ, pass '
-                    f'--ignore-class-names')
-            self.names_note = f'not compared: {differ}; labels are used as they are'
-        return dataset
-
-    def unknown(self) -> Any:
-        """Images of unknown classes."""
-        from ..data import find_split
-        args = self.args
-        _check_root(args.open_set, args.open_set_dir, '--open-set-dir')
-        split = args.open_set_split or find_split(args.open_set, args.open_set_dir, ('test', 'validation', 'train'))
-        return self._create(args.open_set, args.open_set_dir, split or 'train')
-
-    @staticmethod
-    def _create(name: str, root: str | None, split: str, **options: Any) -> Any:
-        from ..data import create_dataset
-        try:
-            return create_dataset(name, root, split, **options)
-        except TypeError as e:  # a dataset that only streams
-            raise EvaluationError(str(e)) from e
-
-    def loader(self, dataset: Any) -> Any:
-        from timm.data import resolve_data_config
-
-        from ..data import create_eval_loader, eval_transform
-        config = resolve_data_config({}, model=self.network.model)
-        transform = eval_transform(
-            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
-        return create_eval_loader(
-            dataset, config['mean'], config['std'], self.args.batch_size, transform=transform,
-            device=self.args.device, workers=self.args.workers)
-
-    def collect(self, dataset: Any, label: str, with_features: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        return collect(self.network.model, self.loader(dataset), with_features=with_features, progress=label)
-
-
-def _open_set(
-        args: argparse.Namespace,
-        data: Data,
-        tested: tuple[str, Any],
-        posthoc: Any,
-        distribution: ClassDistribution,
-        rule: str,
-        logits: Tensor,
-        targets: Tensor,
-        features: Tensor | None,
-) -> list[dict[str, Any]]:
-    """Reports of the scores; predictions are corrected as in the closed set, scores are those of the plain logits."""
-    prototype = 'prototype' in args.open_set_score
-    part, known = data.for_threshold(tested)
-    val_logits, val_targets, val_features = data.collect(known, f'split {part}', prototype)
-    unknown_logits, _, unknown_features = data.collect(data.unknown(), 'unknown classes', prototype)
-    prototypes = None
-    if prototype:
-        train = (val_features, val_targets)
-        if _usual_name(part) != 'train':
-            images = data.apart('prototypes cannot be taken', 'train', tested)
-            _, train_targets, train_features = data.collect(images, 'prototypes', True)
-            train = (train_features, train_targets)
-        prototypes = class_prototypes(*train, data.network.num_classes)
-        features = torch.cat([features, unknown_features])
-    labels = torch.cat([targets, torch.full((len(unknown_logits),), UNKNOWN)])
-    # a transductive correction would read known and unknown images together; the plain logits decide then
-    everything = torch.cat([logits, unknown_logits])
-    made_by, corrected = 'as trained', everything
-    if posthoc is not None and getattr(posthoc, 'transductive', False):
-        made_by = f'as trained; the correction ({posthoc.label}) reads all test images together and is left out'
-    elif posthoc is not None:
-        made_by, corrected = f'corrected by {posthoc.label}', posthoc(everything)
-    predictions = corrected.argmax(1)
-    results = []
-    for score in args.open_set_score:
-        def scores(z: Tensor, f: Tensor | None, score: str = score) -> Tensor:
-            return open_set_scores(z, score=score, features=f, prototypes=prototypes)
-
-        chosen = choose_threshold(scores(val_logits, val_features))
-        chosen['rule'] = f'keeps 95% of the images of part {part!r}; no unknown image seen' + (
-            '; training images, whose scores are higher than those of new ones' if _usual_name(part) == 'train' else '')
-        found = open_set_report(
-            scores(everything, features), predictions, labels, threshold=chosen, score=score,
-            class_counts=distribution, split_rule=rule)
-        results.append({**found, 'unknown': args.open_set, 'predictions': made_by})
-    return results
-
-
-def _check_open_set_options(args: argparse.Namespace) -> None:
-    if not args.open_set:
-        for name in ('open_set_dir', 'open_set_split', 'open_set_score', 'threshold_split'):
-            if getattr(args, name):
-                raise EvaluationError(
-                    f'--{name.replace("_", "-")} is of --open-set NAME, which is not given; for a folder of images: '
-                    f'--open-set folder')
-    args.open_set_score = args.open_set_score or ['softmax', 'energy']
-
-
-def _check_root(name: str, root: str | None, option: str) -> None:
-    """Refuse a missing folder before the data set looks for its parts there."""
-    from ..data.factory import numbers_its_own_classes
-    stored = numbers_its_own_classes(name) or name.startswith('torch/')
-    if stored and root is None:
-        raise EvaluationError(f'data set {name!r} needs the folder of its images: {option} DIR')
-    if stored and not Path(root).is_dir():
-        raise EvaluationError(f'there is no folder {root} ({option})')
-
-
-def _usual_name(split: str) -> str:
-    from ..data.factory import SPLIT_NAMES as ALIASES
-    return next((part for part, names in ALIASES.items() if split in names), split)
-
-
-def _files(dataset: Any) -> set[str]:
-    return {os.path.realpath(dataset.filename(i, absolute=True)) for i in range(len(dataset))}
-
-
 def _correction_protocol(network: Network, posthoc: Any) -> dict[str, str]:
     if posthoc is None:
         return {}
@@ -373,7 +183,6 @@ def _landscape(
         logits: Tensor,
         features: Tensor | None,
 ) -> dict[str, Any]:
-    from ..data import ImageSubset
     from ..gkp import class_gradient_cosine, feature_quality
     from .landscape import measure_landscape
     targets = dataset.targets

@@ -1,0 +1,136 @@
+"""The parts of a data set that an evaluation reads, and which of them hold images in common."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_data_config
+from torch import Tensor
+
+from ..class_distribution import ClassDistribution
+from ..data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
+from ..data.factory import DIGITS, SPLIT_NAMES, numbers_its_own_classes
+from .network import EvaluationError, Network, collect
+
+
+class Data:
+    """The parts of the data set that an evaluation reads.
+
+    Args:
+        args: Options.
+        network: Decides input size, normalisation, number and names of classes.
+        distribution: Training class sizes.
+    """
+
+    def __init__(self, args: argparse.Namespace, network: Network, distribution: ClassDistribution) -> None:
+        self.args, self.network = args, network
+        self.class_names = network.class_names or distribution.class_names
+        self.names_note: str | None = None
+
+    def tested(self) -> tuple[str, Any]:
+        """Name and images of the part to evaluate."""
+        args = self.args
+        if not args.dataset and not args.data_dir:
+            raise EvaluationError(
+                'no data to evaluate: name a data set by --dataset, or a folder of class folders by --data-dir')
+        _check_root(args.dataset, args.data_dir, '--data-dir')
+        split = args.split or find_split(args.dataset, args.data_dir, ('test', 'validation'))
+        if split is None:
+            raise EvaluationError('the data have no test or validation part; name the part to evaluate by --split')
+        return split, self.known(split)
+
+    def for_threshold(self, tested: tuple[str, Any]) -> tuple[str, Any]:
+        """Name and images of the part that sets the threshold; none of them is an image of the tested part."""
+        split = self.args.threshold_split or find_split(self.args.dataset, self.args.data_dir, ('validation',))
+        if split is not None:
+            part = split, self.known(split)
+            if not self.share_images(part, tested):
+                return part
+        if self.args.threshold_split is None:
+            return 'train', self.apart('the threshold cannot be chosen', 'train', tested)
+        return split, self.apart('the threshold cannot be chosen', split, tested)
+
+    def apart(self, what: str, split: str, tested: tuple[str, Any]) -> Any:
+        """Images of a part, which must hold no image of the tested part."""
+        part = split, self.known(split)
+        if self.share_images(part, tested):
+            a_list = self.args.dataset.startswith('list/')
+            hint = ' (a list is one for each part only if its name holds {split})' if a_list else ''
+            raise EvaluationError(
+                f'{what} on {split!r}, which holds images of {tested[0]!r}, the part that is tested; name another part '
+                f'by --threshold-split, or test another by --split{hint}')
+        return part[1]
+
+    def share_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
+        """Whether two parts hold an image in common: by the names of their files, else by the parts' names."""
+        name = self.args.dataset
+        if numbers_its_own_classes(name):
+            return not _files(one[1]).isdisjoint(_files(two[1]))
+        first, second = usual_name(one[0]), usual_name(two[0])
+        if name == DIGITS or name.startswith('torch/'):  # two parts: every name but that of training is the other one
+            return (first == 'train') == (second == 'train')
+        return first == second
+
+    def known(self, split: str) -> Any:
+        """Images of a part, with the classes of the network."""
+        name = self.args.dataset
+        own = numbers_its_own_classes(name)
+        options = {'class_names': self.class_names} if own and self.class_names else {}
+        dataset = self._create(name, self.args.data_dir, split, **options)
+        names, classes = get_class_names(dataset), self.network.num_classes
+        found = max(len(names) if names else 0, int(dataset.targets.max()) + 1)
+        if found > classes or (names and len(names) != classes):
+            raise EvaluationError(f'{name or self.args.data_dir} has {found} classes, but the network has {classes}')
+        if names and self.class_names and not own and list(names) != list(self.class_names):
+            c = next(c for c in range(classes) if names[c] != self.class_names[c])
+            differ = f'class {c} is {names[c]!r} in the data set and {self.class_names[c]!r} in the checkpoint'
+            if not self.args.ignore_class_names:
+                raise EvaluationError(
+                    f'{name} has other classes than the checkpoint: {differ}; if only the names differ, pass '
+                    f'--ignore-class-names')
+            self.names_note = f'not compared: {differ}; labels are used as they are'
+        return dataset
+
+    def unknown(self) -> Any:
+        """Images of unknown classes."""
+        args = self.args
+        _check_root(args.open_set, args.open_set_dir, '--open-set-dir')
+        split = args.open_set_split or find_split(args.open_set, args.open_set_dir, ('test', 'validation', 'train'))
+        return self._create(args.open_set, args.open_set_dir, split or 'train')
+
+    @staticmethod
+    def _create(name: str, root: str | None, split: str, **options: Any) -> Any:
+        try:
+            return create_dataset(name, root, split, **options)
+        except TypeError as e:  # a dataset that only streams
+            raise EvaluationError(str(e)) from e
+
+    def loader(self, dataset: Any) -> Any:
+        config = resolve_data_config({}, model=self.network.model)
+        transform = eval_transform(
+            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
+        return create_eval_loader(
+            dataset, config['mean'], config['std'], self.args.batch_size, transform=transform,
+            device=self.args.device, workers=self.args.workers)
+
+    def collect(self, dataset: Any, label: str, with_features: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        return collect(self.network.model, self.loader(dataset), with_features=with_features, progress=label)
+
+
+def _check_root(name: str, root: str | None, option: str) -> None:
+    """Refuse a missing folder before the data set looks for its parts there."""
+    stored = numbers_its_own_classes(name) or name.startswith('torch/')
+    if stored and root is None:
+        raise EvaluationError(f'data set {name!r} needs the folder of its images: {option} DIR')
+    if stored and not Path(root).is_dir():
+        raise EvaluationError(f'there is no folder {root} ({option})')
+
+
+def usual_name(split: str) -> str:
+    """'train', 'validation' or 'test' for a part of one of their names, else the name itself."""
+    return next((part for part, names in SPLIT_NAMES.items() if split in names), split)
+
+
+def _files(dataset: Any) -> set[str]:
+    return {os.path.realpath(dataset.filename(i, absolute=True)) for i in range(len(dataset))}
