@@ -1,5 +1,6 @@
 """GKP+GSA: memory-based grouping of classes, knowledge preservation, and the task that drives them in training."""
 
+from ._images import capped_indices, images_per_class
 from .bank import MemoryBank
 from .fisher import diagonal_fisher
 from .grouping import (
@@ -11,7 +12,7 @@ from .grouping import (
 )
 from .penalty import GroupPenalty, QuadraticPenalty, alpha_schedule
 from .quality import FeatureQuality, QualityMeter, feature_quality
-from .task import GKP, capped_indices, images_per_class
+from .task import GKP
 
 __all__ = [
     'FeatureQuality', 'GKP', 'GroupPenalty', 'MemoryBank', 'QuadraticPenalty', 'QualityMeter', 'alpha_schedule',

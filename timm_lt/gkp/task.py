@@ -15,15 +15,12 @@ an explicit step diverges on them.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._files import write_text
@@ -31,34 +28,17 @@ from .._validate import check_class_counts, check_option, check_range
 from ..class_distribution import ClassDistribution
 from ..optim.gsa import GSA
 from ..optim.stepping import find_sharpness_aware
-from .bank import MemoryBank, unflatten
-from .fisher import diagonal_fisher
-from .grouping import class_gradient_cosine, class_gradient_similarity, group_classes, rows_per_class
+from ._anchors import anchors_and_fishers
+from ._images import images_of_groups
+from ._measure import measure_classes, plain_evaluation
+from ._processes import rank
+from .bank import MemoryBank
+from .grouping import class_gradient_cosine, class_gradient_similarity, group_classes
 from .penalty import GroupPenalty, QuadraticPenalty, alpha_schedule, group_coefficients
-from .quality import QualityMeter
 
-__all__ = ['GKP', 'capped_indices', 'encoder_parameters', 'images_per_class']
+__all__ = ['GKP', 'encoder_parameters']
 
 _logger = logging.getLogger(__name__)
-
-
-def images_per_class(class_counts: Sequence[int] | Tensor, share: float = 0.1, least: int = 2) -> int:
-    """The cap on images per class with which at most ``share`` of all images remain, at least ``least``."""
-    counts = torch.as_tensor(class_counts)
-    cap = least
-    while int(counts.clamp(max=cap + 1).sum()) <= share * int(counts.sum()) and cap < int(counts.max()):
-        cap += 1
-    return cap
-
-
-def capped_indices(targets: Tensor, cap: int, seed: int = 0) -> Tensor:
-    """Positions of at most ``cap`` images of each class, drawn and put in an order by ``seed``, (N,), int64."""
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
-    ranked = torch.argsort(targets[order], stable=True)
-    label = targets[order][ranked]
-    place = torch.arange(len(label)) - torch.searchsorted(label, label)
-    # back in the order of the draw, so that any first part of it is mixed
-    return order[ranked[place < cap].sort().values]
 
 
 def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -141,7 +121,7 @@ class GKP:
         self.fisher_images = _whole('fisher_images', fisher_images, 1)
         self.splits = ClassDistribution(self.class_counts).splits() if splits is None else splits
         self.seed = seed
-        self.bank = MemoryBank(len(self.class_counts), directory, dtype, stores=_rank() == 0)
+        self.bank = MemoryBank(len(self.class_counts), directory, dtype, stores=rank() == 0)
         self.groups: Tensor | None = None
         self.source = ''
         self.history: list[dict[str, Any]] = []
@@ -163,7 +143,7 @@ class GKP:
             self._note_groups(0, optimizer)
         self._write_groups(trainer)
         # after the last epoch it would come too late
-        if _rank() == 0 and not any(self.regroups_after(epoch) for epoch in range(trainer.epochs - 1)):
+        if rank() == 0 and not any(self.regroups_after(epoch) for epoch in range(trainer.epochs - 1)):
             when = f'regroup_every={self.regroup_every}'
             if self.regroup_epochs is not None:
                 when = f'regroup_epochs={self.regroup_epochs}'
@@ -179,8 +159,9 @@ class GKP:
         model, optimizer = self._model(trainer), self._optimizer(trainer)
         encoder = encoder_parameters(model)
         row = self._figures_of_training(optimizer)
-        with _plain_evaluation(model):
-            quality, rows = self._measure(model, trainer.accelerator)
+        with plain_evaluation(model):
+            quality, rows = measure_classes(
+                model, self.loader, len(self.class_counts), self.beta, trainer.accelerator.autocast)
             self.bank.update(epoch, quality.score(), encoder)
             if self.regroups_after(epoch):
                 self._regroup(model, encoder, optimizer, rows)
@@ -225,42 +206,9 @@ class GKP:
             return epoch in self.regroup_epochs
         return (epoch + 1) % self.regroup_every == 0
 
-    @torch.no_grad()
-    def _measure(self, model: nn.Module, accelerator: Any) -> tuple[Any, tuple[Tensor, Tensor, Tensor]]:
-        """Quality of every class, and features, residuals and labels of some images of each class, on the CPU."""
-        classifier, seen = model.get_classifier(), []
-        hook = classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float()))
-        meter = QualityMeter(len(self.class_counts), self.beta)
-        limit = -(-rows_per_class(len(self.class_counts)) // _world())
-        taken = torch.zeros(len(self.class_counts), dtype=torch.int64)
-        kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        try:
-            for input, label in self.loader:
-                with accelerator.autocast():
-                    logits = model(input).float()
-                features = seen.pop()
-                seen.clear()
-                meter.update(features, label)
-                cpu = label.cpu()
-                chosen = []
-                for i, c in enumerate(cpu.tolist()):
-                    if taken[c] < limit:
-                        taken[c] += 1
-                        chosen.append(i)
-                if chosen:
-                    index = torch.tensor(chosen, device=label.device)
-                    residual = logits[index].softmax(1) - F.one_hot(label[index], logits.shape[1])
-                    kept.append((features[index].cpu(), residual.cpu(), cpu[chosen]))
-        finally:
-            hook.remove()
-        width = getattr(classifier, 'in_features', None) or (kept[0][0].shape[1] if kept else 0)
-        meter.reduce(width, next(model.parameters()).device)
-        rows = tuple(torch.cat(parts) for parts in zip(*_gather(kept)))
-        return meter.compute(), rows
-
     def _regroup(self, model: nn.Module, encoder: Sequence[Tensor], optimizer: GSA, rows: tuple[Tensor, ...]) -> None:
         fallback = None
-        if _rank() == 0 and 1 < self.num_groups < len(self.class_counts) and len(self.bank.epochs) < self.num_groups:
+        if rank() == 0 and 1 < self.num_groups < len(self.class_counts) and len(self.bank.epochs) < self.num_groups:
             fallback = class_gradient_cosine(*rows, len(self.class_counts))
         self.groups, self.source = group_classes(self.bank, self.num_groups, fallback=fallback, seed=self.seed)
         optimizer.set_groups(self.groups)
@@ -295,7 +243,8 @@ class GKP:
             penalty = QuadraticPenalty(encoder)
             fishers, anchors = [], []
             coefficients = group_coefficients(sizes, self.strength)
-            for k, fisher, anchor in self._anchors_and_fishers(model, encoder, len(sizes)):
+            images = images_of_groups(self.loader, self.groups, self.fisher_images)
+            for k, fisher, anchor in anchors_and_fishers(model, encoder, self.bank, self.groups, images):
                 if released:
                     fishers.append(fisher)
                     anchors.append(anchor)
@@ -306,58 +255,6 @@ class GKP:
                 self.limited = penalty.limit(1 / max((1 - self.alpha_end) * lr, 1e-12))
             self.penalty = GroupPenalty(encoder, fishers, anchors, sizes, self.strength) if released else penalty
         optimizer.set_penalty(self.penalty)
-
-    def _anchors_and_fishers(
-            self, model: nn.Module, encoder: list[nn.Parameter], num_groups: int,
-    ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
-        images = self._images_of_groups(num_groups)
-        everything = [torch.cat([x for x, _ in images if len(x)])] if any(len(x) for x, _ in images) else []
-        live = [p.detach().clone() for p in encoder]
-        buffers = [(b, b.clone()) for b in model.buffers()]
-        device = encoder[0].device
-        try:
-            for k, (x, y) in enumerate(images):
-                anchor = unflatten(self._anchor((self.groups == k).nonzero().flatten(), encoder), encoder)
-                anchor = [a.to(device=p.device, dtype=p.dtype) for a, p in zip(anchor, encoder)]
-                with torch.no_grad():
-                    torch._foreach_copy_(encoder, anchor)
-                _estimate_batchnorm(model, [part for x_all in everything for part in x_all.split(128)], device)
-                pairs = [(a.to(device), b.to(device)) for a, b in zip(x.split(64), y.split(64)) if len(b)]
-                yield k, diagonal_fisher(model, pairs, F.cross_entropy, encoder), anchor
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(encoder, live)
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-
-    def _images_of_groups(self, num_groups: int) -> list[tuple[Tensor, Tensor]]:
-        """The first images of each group that this process's share of the loader has, on the CPU."""
-        limit = -(-self.fisher_images // _world())
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(num_groups)]
-        missing = [limit] * num_groups
-        shape, dtype = (0,), torch.float32
-        for input, label in self.loader:
-            group = self.groups[label.cpu()]
-            shape, dtype = (0, *input.shape[1:]), input.dtype
-            for k in range(num_groups):
-                index = (group == k).nonzero().flatten()[:missing[k]].to(label.device)
-                if len(index):
-                    found[k].append((input[index].cpu(), label[index].cpu()))
-                    missing[k] -= len(index)
-            if not any(missing):
-                break
-        empty = (torch.zeros(shape, dtype=dtype), torch.zeros(0, dtype=torch.int64))
-        return [tuple(torch.cat(part) for part in zip(*pairs)) if pairs else empty for pairs in found]
-
-    def _anchor(self, classes: Tensor, encoder: Sequence[Tensor]) -> Tensor:
-        if _world() == 1:
-            return self.bank.anchor(classes)
-        device = encoder[0].device
-        vector = torch.empty(sum(p.numel() for p in encoder), device=device)
-        if self.bank.stores:
-            vector.copy_(self.bank.anchor(classes))
-        dist.broadcast(vector, src=0)
-        return vector
 
     def _figures_of_training(self, optimizer: GSA) -> dict[str, Any]:
         """Figures of the epoch that ends now, before classes are grouped anew."""
@@ -404,57 +301,6 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _gather(kept: list[Any]) -> list[Any]:
-    if _world() == 1:
-        return kept
-    parts: list[Any] = [None] * _world()
-    dist.all_gather_object(parts, kept)
-    return [entry for part in parts for entry in part]
-
-
 def _mean(values: Tensor) -> float | None:
     values = values[~values.isnan()]
     return float(values.mean()) if values.numel() else None
-
-
-@contextmanager
-def _plain_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without the autocast that Accelerate puts around ``forward``; both as they were afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    wrapped = model.__dict__.pop('forward', None)
-    model.eval()
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.forward = wrapped
-        for m, training in modes:
-            m.training = training
-
-
-def _estimate_batchnorm(model: nn.Module, batches: list[Tensor], device: torch.device) -> None:
-    """Running statistics of BatchNorm anew, from these images; other layers act as in evaluation."""
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-              and not isinstance(m, nn.SyncBatchNorm) and m.track_running_stats]
-    if not layers or not batches:
-        return
-    momenta = [m.momentum for m in layers]
-    for m in layers:
-        m.reset_running_stats()
-        m.momentum = None  # an average over all batches
-        m.training = True
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                model(batch.to(device))
-    finally:
-        for m, momentum in zip(layers, momenta):
-            m.momentum, m.training = momentum, False
