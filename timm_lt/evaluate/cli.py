@@ -17,7 +17,7 @@ from .._files import whole_file, write_text
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
 from ..data import ImageSubset
 from ._data import Data
-from ._open_set import check_open_set_options, open_set
+from ._open_set_run import check_open_set_options, open_set
 from .html_comparison import write_comparison
 from .html_report import write_report
 from .metrics import report

@@ -29,7 +29,8 @@ def anchors_and_fishers(
         groups: Group of each class, (C,).
         images: Images and labels of each group that this process has, see :func:`images_of_groups`.
     """
-    everything = [torch.cat([x for x, _ in images if len(x)])] if any(len(x) for x, _ in images) else []
+    known = [x for x, _ in images if len(x)]
+    batches = list(torch.cat(known).split(128)) if known else []
     live = [p.detach().clone() for p in encoder]
     buffers = [(b, b.clone()) for b in model.buffers()]
     device = encoder[0].device
@@ -39,7 +40,7 @@ def anchors_and_fishers(
             anchor = [a.to(device=p.device, dtype=p.dtype) for a, p in zip(anchor, encoder)]
             with torch.no_grad():
                 torch._foreach_copy_(encoder, anchor)
-            _estimate_batchnorm(model, [part for x_all in everything for part in x_all.split(128)], device)
+            _estimate_batchnorm(model, batches, device)
             pairs = [(a.to(device), b.to(device)) for a, b in zip(x.split(64), y.split(64)) if len(b)]
             yield k, diagonal_fisher(model, pairs, F.cross_entropy, encoder), anchor
     finally:
