@@ -1,7 +1,7 @@
 """Cost of every optimizer, loss and second stage, as multiples of a plain step of the same network and batch.
 
     python benchmarks/cost.py [--device cpu] [--threads N] [--parts optimizers losses ...] [--output cost]
-        [--class-counts inat2018.json]
+        [--no-loops] [--class-counts inat2018.json]
 
 Everything is timed in turns with the plain step between any two, in one run of under ten minutes on two cores. Peak
 memory is what a step allocates beyond what lay there before, as a multiple of the plain step's, and in copies of the
@@ -102,10 +102,18 @@ class Row:
 
 
 class Bench:
-    """What all parts share: the device, how long to measure, and images per class of a real set, if one was given."""
+    """What all parts share.
 
-    def __init__(self, device: torch.device, seconds: float, counts: list[int] | None = None) -> None:
-        self.device, self.seconds, self.counts = device, seconds, counts
+    Args:
+        device: Where networks and batches lie.
+        seconds: How long to measure for a table.
+        counts: Images per class of a real set, if one was given.
+        loops: Whether the published structures are measured beside the optimizers.
+    """
+
+    def __init__(
+            self, device: torch.device, seconds: float, counts: list[int] | None = None, loops: bool = True) -> None:
+        self.device, self.seconds, self.counts, self.loops = device, seconds, counts, loops
 
     def rows(
             self,
@@ -145,8 +153,9 @@ def optimizers(bench: Bench) -> Iterator[Row]:
                 model, x, split if 'eta' in options else y, method, options, counts if aware else None, epoch)
             for label, (method, options, epoch, aware) in methods.items()}
         if norm == 'batch':
+            steps['gkp penalty'] = optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True)
+        if norm == 'batch' and bench.loops:
             steps |= {
-                'gkp penalty': optimizer_step(model, x, y, 'gsa', {'Z': 0.0}, counts, penalty=True),
                 'imbsam, plain loops': plain_parts_step(model, x, split, tail, [0.0, 0.05]),
                 'ssesam, first stage, plain loops': plain_parts_step(model, x, split, tail, [0.05, 0.1]),
                 'gsa, G=4, plain loops': plain_parts_step(model, x, y, groups.tolist(), [0.05] * 4, projected=True),
@@ -314,6 +323,9 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=10.0, help='of measuring for a table; two rounds at least')
     parser.add_argument(
         '--class-counts', type=Path, help='JSON list of images per class, in the place of the largest made-up one')
+    parser.add_argument(
+        '--loops', action=argparse.BooleanOptionalAction, default=True,
+        help='measure the published structures beside the optimizers')
     parser.add_argument('--output', type=Path, default=Path('cost'))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -322,7 +334,8 @@ def main() -> None:
     heading = ', '.join(f'{k} {v}' for k, v in provenance(device).items()) + (
         '; time as a multiple of the first row of each table, median over rounds.')
     args.output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(device, args.seconds, args.class_counts and json.loads(args.class_counts.read_text()))
+    bench = Bench(device, args.seconds, args.class_counts and json.loads(args.class_counts.read_text()),
+                  args.loops)
     for part in args.parts:
         torch.manual_seed(0)
         for row in PARTS[part](bench):
