@@ -111,14 +111,21 @@ class Run:
         self.ended = Event()
 
 
+def recipe_of(method, recipes):
+    """File of a method's recipe for a data set; None where there is none."""
+    path = ROOT / 'hub_configs' / f'{recipes}-{METHODS[method].recipe}.yaml'
+    return path if path.is_file() else None
+
+
 def options_of(method, args):
     """What ``train_lt.py`` is given for a method under the protocol, without data, ratio and seed."""
     own = METHODS[method]
     if args.protocol == 'paper':
-        if own.recipe is None:
-            raise SystemExit(f'accuracy.py: {method} has no published recipe; those with one: '
-                             + ' '.join(m for m, v in METHODS.items() if v.recipe))
-        return ['--config', str(ROOT / 'hub_configs' / f'{args.recipes}-{own.recipe}.yaml')]
+        path = recipe_of(method, args.recipes)
+        if path is None:
+            raise SystemExit(f'accuracy.py: {method} has no recipe for {args.recipes}; those with one: '
+                             + ' '.join(m for m in METHODS if recipe_of(m, args.recipes)))
+        return ['--config', str(path)]
     base = QUICK.split()
     epochs = args.epochs or int(base[base.index('--epochs') + 1])
     text = own.options.format(drw=int(0.8 * epochs), stage2=max(1, epochs // 4), regroup=max(1, epochs // 5))
@@ -219,10 +226,10 @@ def interval(mean, half):
 
 def published(method, ratio, recipes):
     """Top-1 that the method's paper states, from the recipe; None where there is none."""
-    recipe = METHODS[method].recipe
-    if recipe is None:
+    path = recipe_of(method, recipes)
+    if path is None:
         return None
-    figures = yaml.safe_load((ROOT / 'hub_configs' / f'{recipes}-{recipe}.yaml').read_text()).get('published') or {}
+    figures = yaml.safe_load(path.read_text()).get('published') or {}
     return (figures.get('top1') or {}).get(ratio)
 
 
@@ -307,7 +314,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--dataset', required=True)
     parser.add_argument('--protocol', default='quick', choices=('quick', 'paper'))
-    parser.add_argument('--recipes', default='cifar10_lt', help="data set's name in hub_configs: recipes, figures")
+    parser.add_argument(
+        '--recipes', default='cifar10_lt',
+        help="data set's name in hub_configs: recipes of 'paper', published figures; 'none': no figures")
     parser.add_argument('--methods', nargs='+', default=None, choices=list(METHODS), metavar='METHOD')
     parser.add_argument('--ratios', nargs='+', type=float, default=[100.0])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
@@ -319,7 +328,10 @@ def main():
     parser.add_argument('--output', type=Path, default=Path('accuracy'))
     parser.add_argument('--extra', nargs=argparse.REMAINDER, default=[], help='further options for every run; last')
     args = parser.parse_args()
-    args.methods = args.methods or [m for m, v in METHODS.items() if args.protocol == 'quick' or v.recipe]
+    known = {path.stem.partition('-')[0] for path in (ROOT / 'hub_configs').glob('*-*.yaml')}
+    if args.recipes not in known and (args.recipes != 'none' or args.protocol == 'paper'):
+        parser.error(f'--recipes {args.recipes}: hub_configs has ' + ' '.join(sorted(known)))
+    args.methods = args.methods or [m for m in METHODS if args.protocol == 'quick' or recipe_of(m, args.recipes)]
     args.output.mkdir(parents=True, exist_ok=True)
     runs = plan(args)
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -57,6 +57,12 @@ def test_the_table_holds_every_stage_and_the_published_figure(tmp_path):
     assert (tmp_path / 'results_r100.png').is_file()
 
 
+def test_recipes_of_another_data_set_are_found_or_absent():
+    assert accuracy.recipe_of('gala', 'cifar100_lt').name == 'cifar100_lt-gala.yaml'
+    assert accuracy.recipe_of('ours', 'cifar100_lt') is None and accuracy.recipe_of('focal', 'cifar10_lt') is None
+    assert accuracy.published('ours', 100.0, 'cifar100_lt') is None and accuracy.published('ce', 100.0, 'none') is None
+
+
 def small_problem():
     torch.manual_seed(0)
     model = _steps.network('resnet20_cifar', 10, torch.device('cpu'), 'group').double()
