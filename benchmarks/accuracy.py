@@ -4,14 +4,15 @@
         [--ratios 100] [--seeds 0 1 2] [--jobs 2] [--output accuracy]
 
 A run that was killed goes on where it stood; one that is finished is not repeated. Written to ``--output``: the run
-folders, ``results.json`` (commit, options, seeds, hardware, every figure), ``results.md`` (the table: mean and standard
-deviation over seeds, and the difference from the first method, paired by seed, with its 95% interval), ``results.png``
-and ``comparison.html``.
+folders, ``results.json`` (commit, options, seeds, hardware, every figure, seconds of the command and how many runs it
+made), ``results.md`` (the table: mean and standard deviation over seeds, and the difference from the first method,
+paired by seed, with its 95% interval), ``results.png`` and ``comparison.html``.
 
 Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 20 epochs, batch
 64, learning rate 0.1 by cosine after 2 epochs of warm-up, set at every step, weight decay 5e-4, crop and flip,
 bfloat16. 'paper': each method's recipe of ``hub_configs``, 200 epochs of ``resnet32_cifar`` on the whole set. Both
-report the last epoch; nothing is chosen on the test set.
+report the last epoch; nothing is chosen on the test set. Without ``--methods``, 'quick' takes every method, under two
+hours of two cores, but not the variants of CC-SAM and GSA, an hour more: ``--methods balanced_softmax variants``.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +47,12 @@ class Method:
         options: Of ``train_lt.py``, under 'quick'.
         recipe: Name in ``hub_configs`` after the data set's, for 'paper' and for the published figure.
         after: Method whose trained model this one starts on.
+        variant: A part or a setting of another method, not in the table unless it is named.
     """
     options: str
     recipe: str | None = None
     after: str | None = None
+    variant: bool = False
 
 
 # published defaults of the methods; {drw} and {stage2} are shares of the protocol's epochs
@@ -82,17 +86,17 @@ METHODS = {
     'focalsam': Method('--loss ce --opt focalsam'),
     # the first stage stands in the same run
     'ccsam': Method(f'{STAGE2} ccsam --opt ccsam', 'ccsam'),
-    'ccsam_scale1': Method(f'{STAGE2} ccsam --opt ccsam --opt-kwargs scale=1.0'),
+    'ccsam_scale1': Method(f'{STAGE2} ccsam --opt ccsam --opt-kwargs scale=1.0', variant=True),
     'bs_sam': Method(SAM),
-    # the parts of GKP+GSA, base 'balanced_softmax'; G = 4 but for the last two
+    # the parts of GKP+GSA, base 'balanced_softmax'; G = 4 unless it is named
     'gkp': Method(f'--loss balanced_softmax --opt gsa --opt-kwargs Z=0 {GKP}'),
     'gsa': Method(GSA),
     'gkp_gsa': Method(f'{GSA} {GKP}', 'gkp_gsa'),
-    'gsa_gradient': Method(f'{GSA} direction=gradient'),
-    'gsa_projection': Method(f'{GSA} direction=projection'),
-    'gsa_g2': Method(f'{GSA} num_groups=2'),
-    'gsa_g8': Method(f'{GSA} num_groups=8'),
-    'gsa_z1e-2': Method(GSA.replace('Z=1e-3', 'Z=1e-2')),
+    'gsa_gradient': Method(f'{GSA} direction=gradient', variant=True),
+    'gsa_projection': Method(f'{GSA} direction=projection', variant=True),
+    'gsa_g2': Method(f'{GSA} num_groups=2', variant=True),
+    'gsa_g8': Method(f'{GSA} num_groups=8', variant=True),
+    'gsa_z1e-2': Method(GSA.replace('Z=1e-3', 'Z=1e-2'), variant=True),
     # our own, chosen on training images that no run trains on
     'ours': Method('--loss balanced_softmax --cosine-classifier -b 32 --lr 0.2', 'ours'),
 }
@@ -115,6 +119,16 @@ def recipe_of(method, recipes):
     """File of a method's recipe for a data set; None where there is none."""
     path = ROOT / 'hub_configs' / f'{recipes}-{METHODS[method].recipe}.yaml'
     return path if path.is_file() else None
+
+
+def methods_of(args):
+    """The methods of the command, in its order, each once."""
+    if args.methods:
+        variants = [name for name, method in METHODS.items() if method.variant]
+        return list(dict.fromkeys(m for name in args.methods for m in (variants if name == 'variants' else [name])))
+    if args.protocol == 'paper':
+        return [name for name in METHODS if recipe_of(name, args.recipes)]
+    return [name for name, method in METHODS.items() if not method.variant]
 
 
 def options_of(method, args):
@@ -294,12 +308,12 @@ def commits_of(runs, args):
     return sorted({line.removeprefix('commit ') for line in lines if line.startswith('commit ')})
 
 
-def write_results(runs, metrics, rows, args):
+def write_results(runs, metrics, rows, args, made):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     (args.output / 'results.json').write_text(json.dumps({
         **provenance(device, threads_of(args)), 'commits of the runs': commits_of(runs, args),
-        'runs side by side': args.jobs, 'protocol': args.protocol, 'dataset': args.dataset.rsplit('/', 1)[-1],
-        'seeds': args.seeds,
+        'runs side by side': args.jobs, 'this command': made, 'protocol': args.protocol,
+        'dataset': args.dataset.rsplit('/', 1)[-1], 'seeds': args.seeds,
         'recipes': {
             m: shlex.join([*options_of(m, args), *args.extra]).replace(f'{ROOT}/', '') for m in args.methods},
         'starts_on': {m: METHODS[m].after for m in args.methods if METHODS[m].after},
@@ -317,7 +331,9 @@ def main():
     parser.add_argument(
         '--recipes', default='cifar10_lt',
         help="data set's name in hub_configs: recipes of 'paper', published figures; 'none': no figures")
-    parser.add_argument('--methods', nargs='+', default=None, choices=list(METHODS), metavar='METHOD')
+    parser.add_argument(
+        '--methods', nargs='+', default=None, choices=[*METHODS, 'variants'], metavar='METHOD',
+        help="'variants': all that other methods' parts and settings are measured by")
     parser.add_argument('--ratios', nargs='+', type=float, default=[100.0])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--epochs', type=int, default=None, help="of 'quick', instead of 20")
@@ -331,19 +347,22 @@ def main():
     known = {path.stem.partition('-')[0] for path in (ROOT / 'hub_configs').glob('*-*.yaml')}
     if args.recipes not in known and (args.recipes != 'none' or args.protocol == 'paper'):
         parser.error(f'--recipes {args.recipes}: hub_configs has ' + ' '.join(sorted(known)))
-    args.methods = args.methods or [m for m in METHODS if args.protocol == 'quick' or recipe_of(m, args.recipes)]
+    args.methods = methods_of(args)
     args.output.mkdir(parents=True, exist_ok=True)
     runs = plan(args)
+    start, to_make = time.time(), sum(not (args.output / run.name / 'metrics.json').is_file() for run in runs)
     with ThreadPoolExecutor(args.jobs) as pool:
         metrics = list(pool.map(lambda run: train(run, args), runs))
     rows = {}
     for run, m in zip(runs, metrics):
         for label, figures in rows_of(run, m) if m is not None else ():
             rows.setdefault((run.ratio, label), {})[run.seed] = figures
-    write_results(runs, metrics, rows, args)
+    made = {'runs': to_make, 'seconds': round(time.time() - start)}
+    write_results(runs, metrics, rows, args, made)
     text = table(rows, args)
     (args.output / 'results.md').write_text(text)
     print(text)
+    print(f'{to_make} of {len(runs)} runs made in {made["seconds"] / 60:.0f} min')
     plot(rows, args)
     folders = [args.output / run.name for run, m in zip(runs, metrics) if m is not None]
     if folders:

@@ -38,6 +38,13 @@ def test_a_method_that_starts_on_another_needs_it_in_the_plan(tmp_path):
         accuracy.plan(arguments(tmp_path, methods=['crt']))
 
 
+def test_variants_are_run_only_where_they_are_named(tmp_path):
+    every = accuracy.methods_of(arguments(tmp_path, methods=None))
+    named = accuracy.methods_of(arguments(tmp_path, methods=['balanced_softmax', 'variants', 'gsa_g2']))
+    assert named[0] == 'balanced_softmax' and 'gsa_g2' not in every and 'gsa' not in named
+    assert sorted([*every, *named[1:]]) == sorted(accuracy.METHODS)
+
+
 def test_differences_are_paired_by_seed_with_a_t_interval():
     mean, half = accuracy.paired({0: 12.0, 1: 25.0, 2: 31.0, 7: 99.0}, {0: 10.0, 1: 20.0, 2: 30.0})
     # differences 2, 5, 1: mean 8/3, deviation 2.0817, t(0.975, 2) = 4.3027
