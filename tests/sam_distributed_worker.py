@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from test_sam import (
+from sam_reference import (
     NAMES,
     OWN,
     assert_bit_equal,

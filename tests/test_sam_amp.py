@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from test_sam import CLASS_AWARE, NAMES, assert_bit_equal, flat, make_batch, make_model, make_optimizer
+from sam_reference import CLASS_AWARE, NAMES, assert_bit_equal, flat, make_batch, make_model, make_optimizer
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 

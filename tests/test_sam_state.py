@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from test_sam import CLASS_AWARE, NAMES, assert_bit_equal, make_batch, make_model, make_optimizer
+from sam_reference import CLASS_AWARE, NAMES, assert_bit_equal, make_batch, make_model, make_optimizer
 from timm.scheduler import CosineLRScheduler
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from test_sam import CLASS_AWARE, NAMES
+from sam_reference import CLASS_AWARE, NAMES
 from timm.optim import create_optimizer_v2, list_optimizers
 
 import timm_lt

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from accelerate import Accelerator
-from test_sam import (
+from sam_reference import (
     CLASS_AWARE,
     COUNTS,
     ETA,
