@@ -277,3 +277,14 @@ def test_curves_show_the_columns_that_the_training_script_writes(prefix):
     accuracy = plots.training_curves(rows).axes[1]
     assert [list(line.get_ydata()) for line in accuracy.lines[:2]] == [[0, 10, 20], [0, 20, 40]]
     assert len(plots.compare_curves([rows, rows], ['a', 'b']).axes[0].lines) == 2
+
+
+def test_a_comparison_grows_with_the_names_of_its_runs(tmp_path, recwarn):
+    rows = [{'epoch': float(e), 'train_top1': 10.0 * e} for e in range(3)]
+    heights = []
+    for names in (['a', 'b'], [f'method number {k}' for k in range(27)]):
+        figure = plots.compare_curves([rows] * len(names), names)
+        _style.save(figure, tmp_path / 'figure.png', dpi=40)
+        heights.append(figure.get_size_inches()[1])
+    # constrained layout warns where the axes have no room left
+    assert heights[1] > heights[0] + 0.5 and not recwarn.list

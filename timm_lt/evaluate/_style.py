@@ -82,10 +82,13 @@ def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
 
 
 def legend_below(axes: Any) -> None:
+    """Names of the lines or bars under the figure, which grows where they take more than two rows."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 4 if sum(map(len, labels)) < 80 else 2
-    axes.figure.legend(handles, labels, loc='outside lower center', ncols=min(columns, max(1, len(labels))),
-                       handlelength=1.8, columnspacing=1.6)
+    columns = min(4 if sum(sorted(map(len, labels))[-4:]) < 80 else 2, max(1, len(labels)))
+    width, height = axes.figure.get_size_inches()
+    axes.figure.set_size_inches(width, height + 0.18 * max(0, -(-len(labels) // columns) - 2))
+    axes.figure.legend(
+        handles, labels, loc='outside lower center', ncols=columns, handlelength=1.8, columnspacing=1.6)
 
 
 def plain_log_ticks(axis: Any, steps: Sequence[float] = (1.0, 2.0, 5.0)) -> None:

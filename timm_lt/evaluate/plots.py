@@ -353,8 +353,7 @@ def compare_curves(summaries: Sequence[Sequence[Mapping[str, Any]]], names: Sequ
         if not axes.lines:
             axes.text(0.5, 0.5, 'absent', transform=axes.transAxes, ha='center', color=GREY, style='italic')
     panels[0].set_ylabel(f'accuracy [%]{part}')
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(4, max(1, len(labels))))
+    legend_below(panels[0])
     return figure
 
 
