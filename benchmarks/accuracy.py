@@ -11,8 +11,8 @@ paired by seed, with its 95% interval), ``results.png`` and ``comparison.html``.
 Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 20 epochs, batch
 64, learning rate 0.1 by cosine after 2 epochs of warm-up, set at every step, weight decay 5e-4, crop and flip,
 bfloat16. 'paper': each method's recipe of ``hub_configs``, 200 epochs of ``resnet32_cifar`` on the whole set. Both
-report the last epoch; nothing is chosen on the test set. Without ``--methods``, 'quick' takes every method, under two
-hours of two cores, but not the variants of CC-SAM and GSA, an hour more: ``--methods balanced_softmax variants``.
+report the last epoch; nothing is chosen on the test set. Without ``--methods``, 'quick' takes every method, some two
+hours of two cores, but not the variants of CC-SAM and GSA: ``--methods balanced_softmax gsa variants``.
 """
 
 import argparse
@@ -350,19 +350,20 @@ def main():
     args.methods = methods_of(args)
     args.output.mkdir(parents=True, exist_ok=True)
     runs = plan(args)
-    start, to_make = time.time(), sum(not (args.output / run.name / 'metrics.json').is_file() for run in runs)
+    start, before = time.monotonic(), [(args.output / run.name / 'metrics.json').is_file() for run in runs]
     with ThreadPoolExecutor(args.jobs) as pool:
         metrics = list(pool.map(lambda run: train(run, args), runs))
     rows = {}
     for run, m in zip(runs, metrics):
         for label, figures in rows_of(run, m) if m is not None else ():
             rows.setdefault((run.ratio, label), {})[run.seed] = figures
-    made = {'runs': to_make, 'seconds': round(time.time() - start)}
+    number = sum(m is not None and not had for m, had in zip(metrics, before))
+    made = {'runs': number, 'seconds': round(time.monotonic() - start)}
     write_results(runs, metrics, rows, args, made)
     text = table(rows, args)
     (args.output / 'results.md').write_text(text)
     print(text)
-    print(f'{to_make} of {len(runs)} runs made in {made["seconds"] / 60:.0f} min')
+    print(f'{number} of {len(runs)} runs made in {made["seconds"] / 60:.0f} min')
     plot(rows, args)
     folders = [args.output / run.name for run, m in zip(runs, metrics) if m is not None]
     if folders:

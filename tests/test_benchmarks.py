@@ -1,5 +1,7 @@
 """The benchmarks' own arithmetic, and that what they start is what the script understands."""
 
+import json
+import sys
 from argparse import Namespace
 
 import _steps
@@ -108,3 +110,17 @@ def test_cost_table_holds_ratio_and_memory(tmp_path):
     row = cost.Row('losses', 'a network', 'gala', 1.01, 0.99, 1.03, 12.5, 1.02, 0.5)
     text = cost.markdown([row], 'heading')
     assert text.startswith('heading\n') and '| gala | 1.010 | 0.990 to 1.030 | 12.50 | 1.02 | +0.50 |' in text
+
+
+def test_a_report_on_finished_runs_counts_only_runs_that_it_made(tmp_path, monkeypatch, capsys):
+    metrics = {'top1': 30.0, 'many': 50.0, 'medium': None, 'few': 1.0, 'ece': 5.0, 'wall_seconds': 2.0}
+    (tmp_path / 'ce_r100_s0').mkdir()
+    (tmp_path / 'ce_r100_s0' / 'metrics.json').write_text(json.dumps(metrics))
+    monkeypatch.setattr(accuracy.subprocess, 'call', lambda *_, **__: 0)
+    monkeypatch.setattr(sys, 'argv', [
+        'accuracy.py', '--dataset', 'timm_lt/digits', '--methods', 'ce', 'gala', '--seeds', '0', '--finished',
+        '--output', str(tmp_path)])
+    assert accuracy.main() == 0
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results['this command']['runs'] == 0 and '0 of 2 runs made' in capsys.readouterr().out
+    assert [row['row'] for row in results['rows']] == ['ce']
