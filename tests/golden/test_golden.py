@@ -1,6 +1,6 @@
 """Numbers from the published implementations, see the module of each file for what is compared.
 
-Every ``X*.npz`` of the golden folder (``TIMM_LT_GOLDEN``, default the copy in ``tests/data/golden``) is checked by
+Every ``X*.npz`` of the golden folder (``TIMM_LT_GOLDEN``, default the copy in ``tests/golden/numbers``) is checked by
 ``check_X.py``. A file without a check, or a key that its check leaves unread, fails unless it is named here or skipped
 there by name.
 """
@@ -9,8 +9,8 @@ import importlib
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
 from golden.harness import Golden
+from paths import GOLDEN
 
 # name: tolerance of the file, as a share of the largest entry of each array
 TOLERANCES = {

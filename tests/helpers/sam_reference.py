@@ -111,3 +111,16 @@ def reference_gradient(model, name, x, y, own, epoch=0, num_epochs=10):
             g = gradient(w, step_up(g, rho))
         total = {k: total[k] + g[k] for k in total}
     return total
+
+
+class Overflowing(nn.CrossEntropyLoss):
+    """Cross-entropy whose call number ``at`` is infinite."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at, self.calls = at, 0
+
+    def forward(self, logits, target):
+        value = super().forward(logits, target)
+        self.calls += 1
+        return value * float('inf') if self.calls - 1 == self.at else value

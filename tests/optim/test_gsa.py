@@ -8,40 +8,13 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import GOLDEN
 from golden.harness import Golden
+from gsa_cases import GROUPS, SAMPLES, Net, make, penalty_of, problem
+from paths import GOLDEN
 
 import timm_lt
 from timm_lt.gkp import GroupPenalty
 from timm_lt.optim import BatchClosure
-
-COUNTS = [90, 40, 12, 5, 1]
-GROUPS = [0, 0, 1, 2, 2]
-SAMPLES = [130, 12, 6]
-
-
-class Net(nn.Module):
-    def __init__(self, norm):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4) if norm == 'batch' else nn.GroupNorm(2, 4)
-        self.head = nn.Linear(4, 5)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.norm(self.conv(x))).mean((2, 3)))
-
-
-def problem(norm='batch', batch=10, seed=0):
-    torch.manual_seed(seed)
-    model = Net(norm).double()
-    x, y = torch.randn(batch, 1, 6, 6).double(), torch.randint(0, 5, (batch,))
-    y[:5] = torch.arange(5)
-    return model, x, y
-
-
-def make(model, **options):
-    options = {'lr': 0.1, 'momentum': 0.9, 'weight_decay': 1e-3, 'class_counts': COUNTS, 'groups': GROUPS, **options}
-    return timm.optim.create_optimizer_v2(model, 'gsa', **options)
 
 
 def reference_gradient(
@@ -164,14 +137,6 @@ def test_micro_batches_equal_one_batch_without_batchnorm():
     closure = BatchClosure(model, nn.CrossEntropyLoss(), [x[c] for c in cut], [y[c] for c in cut])
     make(model).compute_grads(closure)
     torch.testing.assert_close(gradients(model), expected, rtol=1e-9, atol=1e-12)
-
-
-def penalty_of(model, dtype=torch.float64):
-    encoder = list(model.conv.parameters()) + list(model.norm.parameters())
-    generator = torch.Generator().manual_seed(7)
-    fishers, anchors = ([[torch.rand(p.shape, generator=generator, dtype=torch.float64).to(dtype) for p in encoder]
-                         for _ in range(3)] for _ in range(2))
-    return GroupPenalty(encoder, fishers, anchors, SAMPLES)
 
 
 @pytest.mark.parametrize('norm', ['batch', 'group'])

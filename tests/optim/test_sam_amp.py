@@ -7,7 +7,16 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from sam_reference import CLASS_AWARE, NAMES, assert_bit_equal, flat, make_batch, make_model, make_optimizer
+from sam_reference import (
+    CLASS_AWARE,
+    NAMES,
+    Overflowing,
+    assert_bit_equal,
+    flat,
+    make_batch,
+    make_model,
+    make_optimizer,
+)
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
@@ -29,19 +38,6 @@ def scaled(accelerator, init_scale=2.0 ** 10, autocast=None, **options):
     if autocast is not None:
         accelerator.autocast = lambda: torch.autocast('cpu', autocast)
     return accelerator
-
-
-class Overflowing(nn.CrossEntropyLoss):
-    """Cross-entropy whose call number ``at`` is infinite."""
-
-    def __init__(self, at=None):
-        super().__init__()
-        self.at, self.calls = at, 0
-
-    def forward(self, logits, target):
-        value = super().forward(logits, target)
-        self.calls += 1
-        return value * float('inf') if self.calls - 1 == self.at else value
 
 
 @pytest.mark.parametrize('norm', ['batch', 'group'])

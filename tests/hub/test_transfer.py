@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hub_run import COUNTS, NAMES, make_run
 from hub_server import TOKEN, HubServer
+from paths import HELPERS
 
 from timm_lt.hub import write_hub_folder
 from timm_lt.posthoc import PostHoc
@@ -19,7 +19,7 @@ def hub_process(server, home, *args):
     environment |= {
         'HF_ENDPOINT': server.endpoint, 'HF_HUB_DISABLE_XET': '1', 'HF_HOME': str(home), 'HF_TOKEN': TOKEN,
         'HF_HUB_DISABLE_TELEMETRY': '1', 'NO_PROXY': '127.0.0.1', 'OMP_NUM_THREADS': '1'}
-    script = Path(__file__).with_name('hub_scenario.py')
+    script = HELPERS / 'hub_scenario.py'
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, args)], env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE)

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import HELPERS, ROOT
 
 pytest.importorskip('accelerate')
 
-WORKER = Path(__file__).with_name('sam_distributed_worker.py')
+WORKER = HELPERS / 'sam_distributed_worker.py'
 CHECKS = {
     2: [
         'static_graph_is_refused',
@@ -33,7 +33,7 @@ CHECKS = {
 def start(processes, checks):
     """Output of the checks in a group of processes."""
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([
-        str(WORKER.parent), str(WORKER.parents[1]), os.environ.get('PYTHONPATH', '')])}
+        str(HELPERS), str(ROOT), os.environ.get('PYTHONPATH', '')])}
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
     result = subprocess.run(
         [*command, str(WORKER), *checks], env=env, capture_output=True, text=True, timeout=300, cwd=WORKER.parent)

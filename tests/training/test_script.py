@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import timm
 import torch
+from paths import SCRIPT
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from timm_lt.training import main
 
-SCRIPT = str(Path(__file__).parents[1] / 'train_lt.py')
 SMALL = ['--epochs', '2', '--batch-size', '32', '--images-per-class', '40', '--imbalance-ratio', '10', '--quiet']
 
 
 def start(*args, launcher=(), **environment):
     env = os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1', 'ACCELERATE_USE_CPU': 'true'} | environment
-    command = [sys.executable, *launcher, SCRIPT, *map(str, args)]
+    command = [sys.executable, *launcher, str(SCRIPT), *map(str, args)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -221,7 +221,7 @@ def test_a_folder_with_parts_keeps_them(tmp_path):
     (['--dataset', 'torch/cifar10', '--data-dir', 'nowhere'], '--dataset-download'),
     (['--pretrained'], 'with --pretrained'),
     (['--initial-checkpoint', 'nowhere.pth'], 'nowhere.pth: there is no such file'),
-    (['--initial-checkpoint', SCRIPT], 'with --initial-checkpoint'),
+    (['--initial-checkpoint', str(SCRIPT)], 'with --initial-checkpoint'),
     (['--model', 'local-dir:nowhere'], 'Config file not found'),
     (['--model-kwargs', 'norm_layer=bogus'], "norm_layer 'bogus'"),
     (['--model', 'deit_tiny_distilled_patch16_224', '--loss', 'ldam'], 'cannot take the cosine classifier'),

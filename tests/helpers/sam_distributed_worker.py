@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from sam_reference import (
     NAMES,
     OWN,
+    Overflowing,
     assert_bit_equal,
     flat,
     make_batch,
@@ -20,7 +21,6 @@ from sam_reference import (
     make_optimizer,
     reference_gradient,
 )
-from test_sam_amp import Overflowing
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel as DDP
 from worker import leave

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from paths import HELPERS
 from torch.nn.parallel import DistributedDataParallel
 
 SETTINGS = (
@@ -18,7 +19,7 @@ SETTINGS = (
 
 def train(rank, setting, norm='group', steps=3):
     """Weights after the steps; ``rank`` None is one process with the joint batch."""
-    from test_ccsam import COUNTS, make, make_batch, make_model
+    from ccsam_cases import COUNTS, make, make_batch, make_model
 
     from timm_lt.optim import BatchClosure
     setting = dict(setting)
@@ -43,7 +44,7 @@ def train(rank, setting, norm='group', steps=3):
 def overflow_on_one_process(rank):
     """A step whose loss overflows on the last process only is skipped on both."""
     from accelerate import Accelerator
-    from test_ccsam import make, make_batch, make_model
+    from ccsam_cases import make, make_batch, make_model
 
     from timm_lt.optim import BatchClosure, optimizer_step
     accelerator = Accelerator(cpu=True)
@@ -62,7 +63,7 @@ def overflow_on_one_process(rank):
 
 def sharded(setting):
     """FSDP2 on both processes follows one process with the joint batch."""
-    from test_ccsam import make, make_batch, make_model
+    from ccsam_cases import make, make_batch, make_model
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -105,7 +106,7 @@ def run_process():
 def test_two_processes_equal_one_when_a_class_is_missing_on_a_rank(tmp_path):
     environment = {
         **os.environ, 'OMP_NUM_THREADS': '1', 'CCSAM_DONE': str(tmp_path / 'done'),
-        'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])}
+        'PYTHONPATH': os.pathsep.join([str(HELPERS), os.environ.get('PYTHONPATH', '')])}
     result = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', __file__],
         env=environment, capture_output=True, text=True, timeout=240)

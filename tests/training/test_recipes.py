@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
+from paths import ROOT
 from timm.data import Mixup
 
 from timm_lt.data import InMemoryImages
@@ -21,7 +22,7 @@ from timm_lt.training.data import DataParts, build_loaders, gkp_loader
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.run import build_trainer, make_accelerator
 
-FOLDER = Path(__file__).parents[1] / 'hub_configs'
+FOLDER = ROOT / 'hub_configs'
 RECIPES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.yaml'))
 METHODS = ('ce', 'balanced_softmax', 'ldam_drw', 'gala', 'gala_rebalance', 'bcl', 'sam', 'imbsam', 'ssesam',
            'ccsam', 'gkp_gsa')

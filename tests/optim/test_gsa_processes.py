@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from paths import HELPERS
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD = 2
@@ -29,7 +30,7 @@ def batch(step):
 
 def train(rank, options, norm='group'):
     """Weights after the steps; ``rank`` None is one process with the joint batch."""
-    from test_gsa import Net, make, penalty_of
+    from gsa_cases import Net, make, penalty_of
 
     from timm_lt.optim import BatchClosure
     torch.manual_seed(0)
@@ -47,7 +48,7 @@ def train(rank, options, norm='group'):
 
 
 def gkp_stays_the_same_on_all_processes(rank):
-    from test_gkp_task import Loader, images, make_gkp, make_trainer
+    from gkp_cases import Loader, images, make_gkp, make_trainer
 
     from timm_lt.optim import BatchClosure
 
@@ -102,7 +103,7 @@ def run_process():
 def test_two_processes_equal_one_when_a_group_is_missing_on_a_rank_and_share_one_bank(tmp_path):
     environment = {
         **os.environ, 'OMP_NUM_THREADS': '1', 'GSA_DONE': str(tmp_path / 'done'),
-        'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])}
+        'PYTHONPATH': os.pathsep.join([str(HELPERS), os.environ.get('PYTHONPATH', '')])}
     result = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(WORLD), __file__],
         env=environment, capture_output=True, text=True, timeout=240)
