@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from .._text import printable
 from ..class_distribution import SPLIT_NAMES
 from . import _style
 
@@ -94,7 +95,7 @@ def title_of(key: Any) -> str:
 
 def escape(value: Any) -> str:
     """Any value as escaped text."""
-    return '' if value is None else html.escape(str(value))
+    return '' if value is None else html.escape(printable(value))
 
 
 def p_value(value: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._files import whole_file
+from .._text import printable
 
 INK, GREY, PALE = '#1f2328', '#8b929a', '#e4e7ea'
 SPLIT_COLORS = {'many': '#17375e', 'medium': '#2f8f9d', 'few': '#f2a65a'}  # dark, middle, light
@@ -27,6 +28,7 @@ STYLE = {
     'grid.color': PALE, 'grid.linewidth': 0.8, 'xtick.color': INK, 'ytick.color': INK, 'xtick.labelsize': 8.0,
     'ytick.labelsize': 8.0, 'legend.frameon': False, 'legend.fontsize': 8.0, 'lines.linewidth': 1.8,
     'hatch.linewidth': 0.6, 'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'figure.dpi': 100,
+    'text.parse_math': False, 'text.usetex': False,  # names of classes and runs may hold `$`, `\\` and `^`
 }
 
 
@@ -103,5 +105,13 @@ def blues() -> Any:
     return LinearSegmentedColormap.from_list('ink', ['#ffffff', '#17375e'])
 
 
-def short(name: str, length: int = 16) -> str:
+def short(name: object, length: int = 16) -> str:
+    """A printable name of at most ``length`` characters."""
+    name = printable(name)
     return name if len(name) <= length else name[:length - 1] + '…'
+
+
+def legend_label(name: object) -> str:
+    """A printable name for a legend, which leaves out labels that begin with ``_``."""
+    name = printable(name)
+    return f' {name}' if name.startswith('_') else name

@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 from .._files import whole_file, write_text
+from .._text import printable
 from ..class_distribution import SPLIT_NAMES, ClassDistribution
 from ..data import ImageSubset
 from ._data import Data
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ['compare']:
             args = build_compare_parser().parse_args(argv[1:])
             path = write_comparison(args.runs, args.output, bootstrap=args.bootstrap, seed=args.seed)
-            sys.stdout.write(f'{path}\n')
+            sys.stdout.write(f'{printable(path)}\n')
         else:
             evaluate_checkpoint(build_parser().parse_args(argv))
     except (ValueError, OSError) as e:
@@ -262,7 +263,7 @@ def summary(metrics: dict[str, Any], page: Path) -> str:
         f'percent; {metrics["num_images"]} images, {metrics["protocol"]["test_part"]}; split rule '
         f'{metrics["split_rule"]}; {metrics["model"]}, {metrics["num_parameters"]:,} parameters'
         + (f'; post hoc: {metrics["posthoc"]}' if metrics['posthoc'] else ''))
-    return '\n'.join([*rows, f'report: {page}', ''])
+    return '\n'.join([*map(printable, rows), f'report: {printable(page)}', ''])
 
 
 def _folder_name(checkpoint: str) -> str:

@@ -21,6 +21,7 @@ from ._style import (
     classes_text,
     label_ends,
     legend_below,
+    legend_label,
     new_figure,
     plain_log_ticks,
     short,
@@ -53,7 +54,7 @@ def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, An
         else:
             axes.plot(x[0], y, '.', color=RUN_COLORS[k % len(RUN_COLORS)], alpha=0.5, ms=6, mew=0)
         grid, smooth = _running_mean(x[0], y)
-        label = 'running mean' if single else (names[k] if names else f'run {k + 1}')
+        label = 'running mean' if single else (legend_label(names[k]) if names else f'run {k + 1}')
         color = GREY if single else RUN_COLORS[k % len(RUN_COLORS)]
         axes.plot(grid, smooth, color=color, ls=RUN_LINES[k % len(RUN_LINES)], label=label, zorder=2)
     axes.set_xscale('log')
@@ -295,6 +296,7 @@ def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
                       ls=RUN_LINES[k % len(RUN_LINES)], lw=1.4)
         if any(v for row in values for v in row):
             axes.set_yscale('log')
+            plain_log_ticks(axes.yaxis)
         axes.set(title=title)
     bank.step(*_column(rows, 'bank_epochs'), where='mid', color=INK)
     bank.set(title='Snapshots in the bank', ylim=(0, None))
@@ -321,7 +323,7 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
         y = [mean.get(f) for f in figures]
         light = k % 2 == 1
         axes.bar(x, [v or 0 for v in y], 0.92 * width, color=RUN_COLORS[k % len(RUN_COLORS)], edgecolor='white',
-                 hatch='////' if light else '', linewidth=0, label=name)
+                 hatch='////' if light else '', linewidth=0, label=legend_label(name))
         for place, value, f in zip(x, y, figures):
             if value is None:
                 axes.text(place, 1, 'absent', rotation=90, ha='center', va='bottom', color=GREY, style='italic')
@@ -347,7 +349,8 @@ def compare_curves(summaries: Sequence[Sequence[Mapping[str, Any]]], names: Sequ
         for k, (rows, name) in enumerate(zip(summaries, names)):
             x, y = _column(rows, prefix + key)
             if len(x):
-                axes.plot(x, y, color=RUN_COLORS[k % len(RUN_COLORS)], ls=RUN_LINES[k % len(RUN_LINES)], label=name)
+                axes.plot(x, y, color=RUN_COLORS[k % len(RUN_COLORS)], ls=RUN_LINES[k % len(RUN_LINES)],
+                          label=legend_label(name))
         axes.set(xlabel='epoch', title='top-1' if key == 'top1' else key)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if not axes.lines:
@@ -375,6 +378,7 @@ def landscape_lines(line: Mapping[str, Any]) -> Any:
     finite = np.concatenate([v[np.isfinite(v)] for v in curves.values()])
     if finite.size and finite.max() > 50 * finite.min():
         axes.set_yscale('log')
+        plain_log_ticks(axes.yaxis)
     label_ends(axes, ends)
     axes.axvline(0, color=GREY, lw=0.8, zorder=1)
     axes.set(xlabel='step along a filter-normalised random direction', ylabel='loss', title='Loss landscape by split')

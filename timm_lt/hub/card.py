@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._registry import LOSSES, OPTIMIZERS, SAMPLERS, STAGE2, MethodInfo
+from .._text import printable
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
 
@@ -62,14 +63,15 @@ def write_card(
     from huggingface_hub import ModelCard, ModelCardData
     hub = recipe.get('hub') or {}
     dataset_id, dataset_name = _dataset(recipe, hub)
-    name = hub.get('title') or f'{recipe["model"]}, {_methods_line(recipe)}, {dataset_name} {_tail(distribution)}'
+    title = f'{recipe["model"]}, {_methods_line(recipe)}, {dataset_name} {_tail(distribution)}'
+    name = printable(hub.get('title') or title)
     data = ModelCardData(
         library_name='timm', pipeline_tag='image-classification', license=hub.get('license', LICENSE),
         tags=['image-classification', 'timm', 'timm_lt', 'long-tailed', 'class-imbalance', *hub.get('tags', [])],
         datasets=[dataset_id] if dataset_id else None, metrics=['accuracy'], model_name=name,
         eval_results=_results(metrics, distribution, dataset_id, dataset_name))
     sections = [
-        f'# {name}', _intro(recipe, metrics, distribution, dataset_name), '## Results',
+        f'# {_markdown(name)}', _intro(recipe, metrics, distribution, _markdown(dataset_name)), '## Results',
         _results_table(metrics, recipe), '## Protocol', _protocol(metrics), '## Use', _usage(posthoc),
     ]
     if posthoc is not None:
@@ -109,7 +111,12 @@ def _dataset(recipe: dict[str, Any], hub: dict[str, Any]) -> tuple[str | None, s
         dataset_id, name = option.split('/', 1)[1], option.split('/', 1)[1]
     else:
         dataset_id, name = None, Path(option).stem or 'image folder'
-    return hub.get('dataset', dataset_id), hub.get('dataset_name', name)
+    return hub.get('dataset', dataset_id), printable(hub.get('dataset_name', name))
+
+
+def _markdown(text: Any) -> str:
+    """Text that Markdown shows as it is: no emphasis, link, tag, table cell or formula."""
+    return re.sub(r'([\\`*$<\[|])', r'\\\1', printable(text))
 
 
 def _tail(distribution: ClassDistribution) -> str:
@@ -216,7 +223,7 @@ def _protocol(metrics: dict[str, Any]) -> str:
     entries = {k.replace('_', ' '): v for k, v in metrics.get('protocol', {}).items()}
     if 'reported epoch' in entries:
         entries['reported epoch'] += 1
-    return '\n'.join(f'- {k}: {v}' for k, v in entries.items()) or 'Not recorded.'
+    return '\n'.join(f'- {k}: {_markdown(v)}' for k, v in entries.items()) or 'Not recorded.'
 
 
 def _usage(posthoc: PostHoc | None) -> str:
