@@ -54,7 +54,7 @@ class CCSAM(SharpnessAware):
 
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'ccsam', lr=0.1, class_counts=counts)
-        >>> optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
+        >>> loss = optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
     """
 
     _transient = (*SharpnessAware._transient, '_closed', '_scale_now', '_counts_there', '_closure', '_clean_share')

@@ -98,7 +98,8 @@ class BatchClosure:
         output: Detached logits of the first pass, one tensor per micro-batch; empty before it.
 
     Examples:
-        >>> closure = BatchClosure(model, criterion, images, target, accelerator)
+        >>> optimizer = timm.optim.create_optimizer_v2(model, 'sam', lr=0.1)
+        >>> closure = BatchClosure(model, criterion, images, target)
         >>> result = timm_lt.optim.optimizer_step(optimizer, closure, clip_grad=1.0)
 
     Raises:

@@ -39,7 +39,7 @@ class FocalSAM(SharpnessAware):
 
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'focalsam', lr=0.1, class_counts=counts)
-        >>> optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
+        >>> loss = optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
     """
 
     class_aware = True

@@ -65,7 +65,7 @@ class GSA(SharpnessAware):
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'gsa', lr=0.1, class_counts=[500, 120, 30], num_groups=2)
         >>> closure = timm_lt.optim.BatchClosure(model, criterion, images, target)
-        >>> optimizer.step(closure)
+        >>> loss = optimizer.step(closure)
     """
 
     _transient = (*SharpnessAware._transient, '_penalty', '_pending', '_radii')

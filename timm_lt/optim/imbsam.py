@@ -37,7 +37,7 @@ class ImbSAM(HeadTail):
 
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'imbsam', lr=0.01, class_counts=counts, eta=100)
-        >>> optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
+        >>> loss = optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class SAM(SharpnessAware):
 
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'sam', lr=0.1, weight_decay=5e-4, rho=0.05)
-        >>> optimizer.step(closure)
+        >>> loss = optimizer.step(closure)
     """
 
     def __init__(self, params: ParamsT, *, rho: float = 0.05, **options: Any) -> None:
