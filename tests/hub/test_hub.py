@@ -10,6 +10,7 @@ import torch
 from hub_run import COUNTS, NAMES, make_run
 from hub_server import TOKEN
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 
 import timm_lt
 from timm_lt.data import create_dataset
@@ -294,3 +295,17 @@ def test_hub_options_are_checked_before_training(options, message):
 def test_args_of_a_run_hold_no_hub_token(monkeypatch):
     monkeypatch.setenv('HF_TOKEN', TOKEN)
     assert TOKEN not in to_yaml(parse_args([]))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_weights_of_any_memory_format_are_stored_and_the_model_keeps_its_own(tmp_path, dtype):
+    network = make_run(tmp_path / 'run').to(memory_format=torch.channels_last)
+    weight = network.layer1[0].conv1.weight
+    assert not weight.is_contiguous()
+    folder = write_hub_folder(tmp_path / 'run', torch.compile(network, backend='eager'), dtype=dtype)
+    assert not weight.is_contiguous() and weight.dtype == torch.float32
+    stored = load_file(folder / 'model.safetensors')
+    assert stored.keys() == network.state_dict().keys()
+    for name, value in network.state_dict().items():
+        expected = value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+        assert torch.equal(stored[name], expected) and stored[name].is_contiguous()

@@ -24,6 +24,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._files import write_text
+from .._unwrap import plain_model
 from .._validate import check_class_counts, check_option, check_range
 from ..class_distribution import ClassDistribution
 from ..optim.gsa import GSA
@@ -284,8 +285,7 @@ class GKP:
 
     @staticmethod
     def _model(trainer: Any) -> nn.Module:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        return model.plain_model() if hasattr(model, 'plain_model') else model
+        return plain_model(trainer.model)
 
     @staticmethod
     def _optimizer(trainer: Any) -> GSA:

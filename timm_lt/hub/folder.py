@@ -13,6 +13,7 @@
 =============================  ======================================================================================
 """
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -22,13 +23,14 @@ import torch
 import torch.nn as nn
 import yaml
 
+from .._unwrap import plain_model
 from .._version import __version__
 from ..class_distribution import ClassDistribution
 from ..models.cosine_network import cosine_network_args
 from ..posthoc import PostHoc
 from .card import write_card
 from .errors import HubError
-from .weights import DTYPES, WEIGHTS, write_manifest, write_weights
+from .weights import DTYPES, WEIGHTS, write_manifest
 
 __all__ = ['write_hub_folder']
 
@@ -53,7 +55,7 @@ def write_hub_folder(
     Args:
         run_dir: Has ``args.yaml``, ``metrics.json``, ``class_distribution.json``; ``plots/`` and ``posthoc.json`` are
             taken where they exist.
-        model: A timm model with the weights to publish.
+        model: A timm model with the weights to publish, also as training has wrapped it.
         model_args: Arguments of ``timm.create_model`` that rebuild it.
         data_config: Input size, mean, deviation, interpolation, crop.
         posthoc: Correction to apply to the logits; None takes that of ``posthoc.json``.
@@ -67,7 +69,7 @@ def write_hub_folder(
         HubError: If a file of the run is missing or unreadable.
     """
     from timm.models import get_model_args, save_for_hf
-    run_dir = Path(run_dir)
+    run_dir, model = Path(run_dir), plain_model(model)
     if dtype not in DTYPES:
         raise HubError(f'dtype must be one of {tuple(DTYPES)}, got {dtype!r}')
     distribution, options, metrics = _read_run(run_dir)
@@ -81,11 +83,11 @@ def write_hub_folder(
     if 'cosine_scale' not in get_model_args(model, model_args) and (cosine_args := cosine_network_args(model)):
         config['architecture'] = 'cosine_network'
         model_args |= cosine_args
+    # safetensors takes contiguous weights only, and the caller's model keeps its memory format
+    stored = copy.deepcopy(model).to(DTYPES[dtype], memory_format=torch.contiguous_format)
     save_for_hf(
-        model, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
+        stored, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
         data_config=data_config)
-    if dtype != 'float32':
-        write_weights(new, dtype)
     # safetensors makes its file readable for the owner only
     (new / WEIGHTS).chmod((new / 'config.json').stat().st_mode)
     write_manifest(new, dtype=dtype, versions={'timm_lt': __version__, 'timm': _timm(), 'torch': torch.__version__})

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .errors import HubError
 
-__all__ = ['MANIFEST', 'WEIGHTS', 'find_pickles', 'read_weights', 'sha256_of', 'write_manifest', 'write_weights']
+__all__ = ['MANIFEST', 'WEIGHTS', 'find_pickles', 'read_weights', 'sha256_of', 'write_manifest']
 
 WEIGHTS = 'model.safetensors'
 MANIFEST = 'manifest.json'
@@ -36,12 +36,6 @@ def find_pickles(folder: Path) -> list[str]:
     """Files of a folder that torch would unpickle, relative and sorted."""
     return sorted(
         str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file() and p.suffix.lower() in PICKLE_SUFFIXES)
-
-
-def write_weights(folder: Path, dtype: str) -> None:
-    """Store the floating-point weights of a folder in another type; whole numbers stay as they are."""
-    tensors = load_file(folder / WEIGHTS)
-    save_file({k: v.to(DTYPES[dtype]) if v.is_floating_point() else v for k, v in tensors.items()}, folder / WEIGHTS)
 
 
 def write_manifest(folder: Path, **entries: Any) -> None:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
+from .._unwrap import finished_model
 from ..data import ImageReadError
 from ..hub import HubError, has_token, push
 from . import build
@@ -100,9 +101,9 @@ def run(args: Namespace) -> dict[str, Any]:
 
     trainer.fit()
     reported_epoch, chosen_by = choose_epoch(trainer, accelerator, folder)
-    logits, targets = evaluate(trainer.plain_model, test_loader, accelerator)
+    tested = exported = finished_model(trainer.eval_model)
+    logits, targets = evaluate(tested, test_loader, accelerator)
     metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
-    tested = exported = trainer.plain_model
     figures_of_exported = metrics
     if args.stage2:
         second = run_second_stage(args, folder, tested, data, data_config, rule)

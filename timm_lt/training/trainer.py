@@ -15,8 +15,9 @@ from timm.data import Mixup
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.bcl import BCLModel
+from .._unwrap import plain_model
 from ..optim import BatchClosure, optimizer_step
+from ..optim.closure import unwrap_model
 from ..optim.stepping import find_sharpness_aware
 from .checkpoint import save_checkpoint
 from .meters import TrainMeter
@@ -143,7 +144,7 @@ class Trainer:
         self.checkpoint_steps = checkpoint_steps
         self.log_interval = log_interval
         self.quiet = quiet
-        self._bare_model = accelerator.unwrap_model(model, keep_torch_compile=False)
+        self._bare_model = unwrap_model(model)[0]
         self.progress = Progress(TrainMeter(splits, accelerator.device))
         self._checkpointed = [self.progress, scheduler, *callbacks]
         if hasattr(scheduler, 'lr_scheduler'):  # plateau: the state of timm's lacks what torch's inside it counts
@@ -161,9 +162,8 @@ class Trainer:
 
     @property
     def plain_model(self) -> nn.Module:
-        """The model without wrappers of processes, compilation, precision or training heads."""
-        model = self.accelerator.unwrap_model(self.eval_model, keep_fp32_wrapper=False, keep_torch_compile=False)
-        return model.plain_model() if isinstance(model, BCLModel) else model
+        """The evaluated model without wrappers of processes, compilation or training heads."""
+        return plain_model(self.eval_model)
 
     def save(self, name: str = 'last') -> None:
         note = {'epoch': self.progress.epoch, 'step': self.progress.step}
