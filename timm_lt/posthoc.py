@@ -29,11 +29,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ._classifier import find_classifier, kind_of_classifier
 from ._validate import check_class_counts, check_option, check_range
+from .models.cosine_classifier import CosineClassifier
+from .models.scaled_classifier import ScaledClassifier
 
 __all__ = [
-    'PostHoc', 'choose_tau', 'fit_temperature', 'logit_adjust', 'rebalance_predictions', 'scale_temperature',
-    'tau_normalize', 'tau_normalize_logits',
+    'PostHoc', 'choose_tau', 'class_norms', 'fit_temperature', 'logit_adjust', 'rebalance_predictions',
+    'scale_temperature', 'tau_normalize', 'tau_normalize_logits',
 ]
 
 METHODS = ('rebalance', 'logit_adjust', 'tau_normalize', 'temperature')
@@ -66,7 +69,8 @@ def rebalance_predictions(
         Log-scores, the shape of ``logits``; the exponential is the published score. A logit of -inf stays -inf.
 
     Raises:
-        ValueError: If shapes disagree, tau or floor is out of range, or logits (C,) come without reference.
+        ValueError: If shapes disagree, tau or floor is out of range, logits (C,) come without reference, or the logits
+            that give the column sums are not finite.
     """
     check_range('tau', tau, 0)
     log_probs = _at_least_float32('logits', logits).log_softmax(-1)
@@ -75,6 +79,7 @@ def rebalance_predictions(
             raise ValueError(
                 f'without a reference the column sums come from the images themselves: logits must have shape (B, C), '
                 f'got {tuple(logits.shape)}; pass reference= for a single image')
+        _check_finite('logits', log_probs)  # one NaN would make all column sums NaN
         log_sums = _finite(log_probs.logsumexp(0))
     else:
         log_sums = _log_column_sums(reference, logits.shape[-1])
@@ -214,6 +219,8 @@ class PostHoc:
             values = getattr(self, name)
             if values is not None:
                 values = values.tolist() if isinstance(values, Tensor) else values
+                if not all(math.isfinite(v) for v in values):
+                    raise ValueError(f'{name} must be finite, got {list(values)[:8]}')
                 object.__setattr__(self, name, tuple(values))
 
     @property
@@ -286,7 +293,7 @@ def choose_tau(
         val_logits: Logits of validation images, (M, C); never of test images.
         val_targets: Their labels, (M,).
         class_counts: ``'logit_adjust'``: training images per class, (C,).
-        classifier: ``'tau_normalize'``: the linear layer, or the timm model that has it.
+        classifier: ``'tau_normalize'``: the classifier layer, or the timm model that has it, see :func:`class_norms`.
         reference: ``'rebalance'``: logits (K, C) of training images, or column sums (C,); None: the validation images.
         transductive: ``'rebalance'``: at test time the column sums come from the test images.
         taus: Values to try.
@@ -298,7 +305,8 @@ def choose_tau(
         The correction, with ``metric`` and ``score``.
 
     Raises:
-        ValueError: If an option is unknown or missing, or shapes disagree.
+        TypeError: If tau-normalisation has no meaning for the classifier.
+        ValueError: If an option is unknown or missing, shapes disagree, or logits are not finite.
     """
     check_option('method', method, METHODS[:3])
     check_option('metric', metric, METRICS)
@@ -318,10 +326,8 @@ def choose_tau(
         values['class_counts'] = check_class_counts(class_counts, val_logits.shape[-1], who='choose_tau')
     else:
         if classifier is None:
-            raise ValueError("method 'tau_normalize' needs classifier=, the linear layer or the model that has it")
-        layer = _linear_classifier(classifier)
-        values['weight_norms'] = _norms(layer.weight.detach().flatten(1))
-        values['bias'] = None if layer.bias is None else layer.bias.detach()
+            raise ValueError("method 'tau_normalize' needs classifier=, the layer or the model that has it")
+        values['weight_norms'], values['bias'] = class_norms(classifier)
     best: PostHoc | None = None
     for tau in sorted(set(taus)):
         correction = PostHoc(method, tau, **values)
@@ -339,14 +345,20 @@ def fit_temperature(val_logits: Tensor, val_targets: Tensor) -> PostHoc:
     Args:
         val_logits: Logits of validation images, (M, C).
         val_targets: Their labels, (M,).
+
+    Raises:
+        ValueError: If shapes disagree or logits are not finite.
     """
     logits, targets = _check_labelled(val_logits, val_targets)
     logits = logits.double()
+    values = logits.masked_fill(logits == float('-inf'), 0)  # a masked class has no part in the expectation
     right = logits.gather(1, targets[:, None]).mean()
+    if right == float('-inf'):
+        raise ValueError('some images have the logit -inf for their own class: no temperature makes that label likely')
     low, high = math.log(0.01), math.log(100.0)  # of 1 / T
     for _ in range(60):
         middle = (low + high) / 2
-        expected = ((logits * math.exp(middle)).softmax(1) * logits).sum(1).mean()
+        expected = ((logits * math.exp(middle)).softmax(1) * values).sum(1).mean()
         low, high = (middle, high) if bool(right >= expected) else (low, middle)
     return PostHoc('temperature', math.exp(-(low + high) / 2))
 
@@ -355,6 +367,15 @@ def _at_least_float32(name: str, values: Tensor) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim not in (1, 2) or not len(values):
         raise ValueError(f'{name} must be a floating-point tensor (B, C) or (C,), not empty, got {values!r:.80}')
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _check_finite(name: str, logits: Tensor) -> None:
+    """Raise a ValueError for logits (M, C) with NaN or +inf; -inf masks a class, but not all classes of a row."""
+    bad = int((~logits.amax(1).isfinite()).sum())  # NaN and +inf show in the largest entry
+    if bad:
+        raise ValueError(
+            f'{bad} of {len(logits)} rows of {name} are not finite, as those of a network that diverged; '
+            f'a correction is fitted to finite logits only')
 
 
 def _tensor(values: Sequence[float], like: Tensor) -> Tensor:
@@ -371,6 +392,7 @@ def _log_column_sums(reference: Tensor | Sequence[float], num_classes: int) -> T
             f'got shape {tuple(reference.shape)}')
     reference = reference.double()
     if reference.ndim == 2:
+        _check_finite('reference', reference)
         return _finite(reference.log_softmax(1).logsumexp(0))
     if not bool((reference >= 0).all()) or not bool(reference.isfinite().all()):
         raise ValueError('reference column sums must be finite and >= 0; pass logits as (M, C)')
@@ -394,15 +416,64 @@ def _norms(weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise ValueError(f'classifier weights must have shape (C, D), got {tuple(weight.shape)}')
     norms = torch.linalg.vector_norm(_at_least_float32('weight', weight), dim=1)
+    if not bool(norms.isfinite().all()):
+        raise ValueError(f'the weights of {int((~norms.isfinite()).sum())} of {len(norms)} classes are not finite')
+    return _positive(norms)
+
+
+def _positive(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, norms, 1)
 
 
-def _linear_classifier(module: nn.Module) -> nn.Module:
-    layer = module.get_classifier() if hasattr(module, 'get_classifier') else module
+def class_norms(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Norm of each class vector and the bias, which tau-normalisation divides by and leaves out.
+
+    A linear layer has the rows of its weight as class vectors. A classifier with one scale ``f_c`` per class
+    (:class:`timm_lt.models.ScaledClassifier`, as LWS and MiSLAS leave it on a cosine classifier) has
+    ``f_c * s * w_c / |w_c|``, whose norm is ``|f_c| * s``: tau-normalisation then weakens the learnt scales.
+
+    Args:
+        classifier: Classifier layer, or the timm model that has it.
+
+    Returns:
+        Norms, (C,), 1 for a class vector of zeros; bias, (C,), or None.
+
+    Raises:
+        TypeError: If tau-normalisation has no meaning for the classifier: all class vectors of a cosine classifier have
+            the same norm, and DisAlign's depend on the image.
+    """
+    layer = _layer_of(classifier)
+    if isinstance(layer, ScaledClassifier):
+        scale = layer.class_scale.detach()
+        if isinstance(layer.classifier, CosineClassifier):
+            return _positive(scale.abs() * layer.classifier.scale), None
+        norms, bias = class_norms(layer.classifier)
+        return _positive(norms * scale.abs()), None if bias is None else bias * scale
+    layer = _linear_classifier(layer)
+    return _norms(layer.weight.detach().flatten(1)), None if layer.bias is None else layer.bias.detach()
+
+
+def _layer_of(classifier: nn.Module) -> nn.Module:
+    if not hasattr(classifier, 'get_classifier'):
+        return classifier
+    layer = find_classifier(classifier)
+    if layer is None:
+        raise TypeError(
+            f'tau-normalisation needs a model with one classifier, got {kind_of_classifier(classifier)}; '
+            f'pass the layer, or a model whose get_classifier() returns it')
+    return layer
+
+
+def _linear_classifier(classifier: nn.Module) -> nn.Module:
+    layer = _layer_of(classifier)
+    if isinstance(layer, CosineClassifier):
+        raise TypeError(
+            'tau-normalisation changes no prediction of a cosine classifier, because all its class vectors have the '
+            'same norm; use another correction or a linear classifier')
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise TypeError(
-            f'tau-normalisation needs a linear classifier, got {type(layer).__name__}; '
-            f'pass the layer, or a model whose get_classifier() returns it')
+            f'tau-normalisation needs a linear classifier, because it divides each class vector by its norm; '
+            f'got {type(layer).__name__}')
     return layer
 
 
@@ -415,6 +486,7 @@ def _check_labelled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             f'labels of {targets.dtype}')
     if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
         raise ValueError(f'labels must be in [0, {logits.shape[1] - 1}]')
+    _check_finite('val_logits', logits)
     return logits, targets.long()
 
 

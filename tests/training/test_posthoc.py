@@ -1,21 +1,42 @@
 """The post-hoc correction of a run: what it is fitted on, where its figures stand, that the checkpoint carries it."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
 from timm_lt.evaluate import report
 from timm_lt.hub import load
-from timm_lt.posthoc import FLOOR, rebalance_predictions
-from timm_lt.training import main
-from timm_lt.training.config import ConfigError, parse_args
-from timm_lt.training.correction import check_correction
+from timm_lt.posthoc import FLOOR, METHODS, PostHoc, rebalance_predictions, tau_normalize
+from timm_lt.training import main, parse_args
+from timm_lt.training.build import build_model, data_config
+from timm_lt.training.config import ConfigError
+from timm_lt.training.correction import check_classifier, check_correction, correct
+from timm_lt.training.data import build_data, evaluation_loader
+from timm_lt.training.evaluation import evaluate
+from timm_lt.training.outputs import RunFolder
+from timm_lt.training.trainer import Trainer
+from timm_lt.two_stage import create_stage2, list_stage2
+
+DIGITS = ['--dataset', 'timm_lt/digits', '--images-per-class', '20', '--imbalance-ratio', '10', '--batch-size', '32',
+          '--model', 'resnet20_cifar', '--img-size', '8']
+SMALL = [*DIGITS, '--val-fraction', '0.2']
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train(tmp_path, *options):
-    assert main(['--epochs', '2', '--output', str(tmp_path), '--experiment', 'run', '--quiet', *options]) == 0
+    assert main([*DIGITS, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'run', '--quiet', *options]) == 0
     run = tmp_path / 'run'
     saved = np.load(run / 'predictions.npz')
     metrics = json.loads((run / 'metrics.json').read_text())
@@ -57,10 +78,134 @@ def test_without_a_validation_part_tau_is_one_and_the_training_images_give_the_c
 @pytest.mark.parametrize('options, words', [
     (['--posthoc', 'rebalanc'], "'rebalance'"),
     (['--posthoc', 'rebalance', '--posthoc-kwargs', 'tua=1'], "no option 'tua'"),
-    (['--posthoc', 'rebalance', '--posthoc-kwargs', 'transductive=yes'], 'True or False'),
+    (['--posthoc', 'rebalance', '--posthoc-kwargs', 'transductive=yes'], 'transductive must be one of'),
     (['--posthoc', 'temperature'], '--val-fraction'),
-    (['--posthoc', 'logit_adjust', '--stage2', 'crt'], 'one of the two'),
+    (['--posthoc', 'rebalance', '--posthoc-kwargs', 'tau=-1'], 'tau must be in'),
+    (['--posthoc', 'rebalance', '--posthoc-kwargs', 'floor=2'], 'floor must be in'),
+    (['--posthoc', 'logit_adjust', '--posthoc-kwargs', 'metric=top1'], 'balanced_accuracy'),
 ])
 def test_correction_that_cannot_be_made_is_refused_before_training(options, words):
     with pytest.raises(ConfigError, match=words):
         check_correction(parse_args(options))
+
+
+def finished_network(args, data, name):
+    """A network with random weights, as the second stage ``name`` leaves it; and its data configuration."""
+    torch.manual_seed(0)
+    model, _ = build_model(args, data.distribution.num_classes)
+    config = data_config(args, model)
+    method = create_stage2(name, data.distribution.counts)
+    method.prepare(model)
+    with torch.no_grad():
+        for p in method.head.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+    method.finish(model)
+    return model.eval(), config
+
+
+@pytest.mark.parametrize('name', list_stage2())
+def test_every_correction_is_fitted_on_the_classifier_of_every_second_stage(tmp_path, name):
+    args = parse_args(SMALL)
+    data, accelerator = build_data(args), Accelerator(cpu=True)
+    model, config = finished_network(args, data, name)
+    logits, targets = evaluate(model, evaluation_loader(args, data.test, config, accelerator), accelerator)
+    for args.posthoc in METHODS:
+        entry = correct(args, RunFolder(tmp_path), model, logits, targets, data, config, 'thirds', accelerator)
+        file = tmp_path / 'posthoc.json'
+        if name == 'disalign' and args.posthoc == 'tau_normalize':
+            assert 'DisAlignHead' in entry['correction_left_out'] and not file.exists()
+            continue
+        correction = PostHoc.from_dict(json.loads(file.read_text()))
+        assert entry['corrected']['top1'] == pytest.approx(
+            report(correction(logits), targets, data.distribution.counts)['top1'])
+        assert entry['corrected']['fitted_on'] == 'the validation part'
+        if args.posthoc == 'tau_normalize':
+            normalized = tau_normalize(copy.deepcopy(model), correction.tau)
+            loader = evaluation_loader(args, data.test, config, accelerator)
+            torch.testing.assert_close(correction(logits), evaluate(normalized, loader, accelerator)[0])
+
+
+def test_network_that_diverged_gets_no_correction_and_the_run_its_results(tmp_path):
+    args = parse_args([*SMALL, '--posthoc', 'temperature'])
+    data, accelerator = build_data(args), Accelerator(cpu=True)
+    model, config = finished_network(args, data, 'crt')
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    logits, targets = evaluate(model, evaluation_loader(args, data.test, config, accelerator), accelerator)
+    entry = correct(args, RunFolder(tmp_path), model, logits, targets, data, config, 'thirds', accelerator)
+    assert 'not finite' in entry['correction_left_out'] and not list(tmp_path.iterdir())
+
+
+def stage2_run(tmp_path, *options):
+    arguments = [*SMALL, '--epochs', '1', '--stage2-epochs', '1', '--output', str(tmp_path), '--experiment', 'run']
+    assert main([*arguments, '--quiet', *options]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return tmp_path / 'run', json.loads((tmp_path / 'run' / 'metrics.json').read_text())
+
+
+def without_times(metrics):
+    return {k: v for k, v in metrics.items() if k not in ('wall_seconds', 'images_per_second', 'stage1', 'stage2')}
+
+
+def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_resume(tmp_path, monkeypatch):
+    options = ['--stage2', 'disalign', '--posthoc', 'temperature']
+    run, metrics = stage2_run(tmp_path / 'straight', *options)
+    of_head = PostHoc.from_dict(json.loads((run / 'stage2' / 'posthoc.json').read_text()))
+    of_hub, hub_metrics = load(run).posthoc, load(run).metrics
+    assert of_head != of_hub and metrics['corrected']['label'] == of_head.label
+    assert hub_metrics['corrected']['label'] == of_hub.label and hub_metrics['top1'] == metrics['stage1']['top1']
+
+    data = build_data(parse_args(SMALL))
+    config = timm.data.resolve_data_config({}, model=load(run).model)
+    for correction, head in ((of_hub, None), (of_head, run / 'stage2' / 'head.safetensors')):
+        model = load(run).model
+        if head is not None:
+            method = create_stage2('disalign', data.distribution.counts)
+            method.prepare(model)
+            method.load_state_dict(load_file(str(head)))
+        accelerator = Accelerator(cpu=True)
+        logits, targets = evaluate(
+            model, evaluation_loader(parse_args(SMALL), data.validation, config, accelerator), accelerator)
+
+        def loss(t):
+            return float(torch.nn.functional.cross_entropy(logits / t, targets))  # noqa: B023
+
+        assert loss(correction.tau) <= min(loss(correction.tau * 1.02), loss(correction.tau / 1.02))
+
+    finish = Trainer._finish_epoch
+
+    def interrupted(self, row):
+        finish(self, row)
+        raise KeyboardInterrupt
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Trainer, '_finish_epoch', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stage2_run(tmp_path / 'broken', *options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(Trainer, '_finish_epoch', finish)
+    again, resumed = stage2_run(tmp_path / 'broken', *options, '--resume', 'auto')
+    assert without_times(resumed) == without_times(metrics)
+    assert (again / 'stage2' / 'posthoc.json').read_text() == (run / 'stage2' / 'posthoc.json').read_text()
+
+
+def test_scales_on_a_cosine_classifier_are_normalised_and_the_plain_one_is_left_out(tmp_path):
+    run, metrics = stage2_run(
+        tmp_path, '--stage2', 'lws', '--cosine-classifier', '--posthoc', 'tau_normalize', '--posthoc-kwargs', 'tau=1')
+    correction = PostHoc.from_dict(json.loads((run / 'stage2' / 'posthoc.json').read_text()))
+    scale = load_file(str(run / 'stage2' / 'head.safetensors'))['head.class_scale']
+    torch.testing.assert_close(torch.tensor(correction.weight_norms), 16 * scale.abs())
+    assert metrics['corrected']['label'] == 'tau_normalize, tau 1, inductive'
+    assert load(run).posthoc is None and 'same norm' in load(run).metrics['correction_left_out']
+    assert 'same norm' in (run / 'hub' / 'README.md').read_text()
+
+
+def test_tau_normalisation_that_has_no_meaning_is_refused_before_training():
+    args = parse_args([*SMALL, '--posthoc', 'tau_normalize'])
+    model = timm.create_model('resnet20_cifar', num_classes=10, cosine_scale=16.0)
+    with pytest.raises(ConfigError, match='all its class vectors have the same norm'):
+        check_classifier(args, model)
+    model = timm.create_model('resnet20_cifar', num_classes=10)
+    create_stage2('disalign', [5] * 10).prepare(model)
+    with pytest.raises(ConfigError, match='DisAlignHead'):
+        check_classifier(args, model)

@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._capture import captured_inputs
+from .._classifier import find_classifier
 from ..class_distribution import ClassDistribution
 
 
@@ -135,11 +136,13 @@ def classifier_of(model: nn.Module) -> nn.Module:
     """The last layer of a timm model.
 
     Raises:
-        EvaluationError: If the model does not name it.
+        EvaluationError: If the model has none or several.
     """
-    layer = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if not isinstance(layer, nn.Module):
-        raise EvaluationError(f'{type(model).__name__} has no get_classifier(); prototypes and features need it')
+    layer = find_classifier(model)
+    if layer is None:
+        raise EvaluationError(
+            f'prototypes and features need a model whose get_classifier() gives one layer; {type(model).__name__} has '
+            f'none or several')
     return layer
 
 

@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._classifier import find_classifier
 from ._processes import gather, world_size
 from .grouping import rows_per_class
 from .quality import FeatureQuality, QualityMeter
@@ -45,7 +46,7 @@ def measure_classes(
         beta: Weight of the log variance in the feature quality.
         autocast: Makes the context of a forward pass.
     """
-    classifier, seen = model.get_classifier(), []
+    classifier, seen = find_classifier(model), []
     hook = classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float()))
     meter = QualityMeter(num_classes, beta)
     limit = -(-rows_per_class(num_classes) // world_size())

@@ -23,6 +23,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .._classifier import find_classifier
 from .._files import write_text
 from .._unwrap import plain_model
 from .._validate import check_class_counts, check_option, check_range
@@ -48,9 +49,10 @@ def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
     Raises:
         TypeError: If the model does not say which layer its classifier is.
     """
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
-        raise TypeError(f"GKP needs a model with one classifier, get_classifier(); {type(model).__name__} has none")
+    classifier = find_classifier(model)
+    if classifier is None:
+        raise TypeError(
+            f'GKP needs a model whose get_classifier() gives one layer; {type(model).__name__} has none or several')
     head = {id(p) for p in classifier.parameters()}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in head]
 

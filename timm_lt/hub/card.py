@@ -76,6 +76,8 @@ def write_card(
     ]
     if posthoc is not None:
         sections += ['## Post-hoc correction', _posthoc(posthoc)]
+    elif reason := metrics.get('correction_left_out'):
+        sections += ['## Post-hoc correction', f'None is kept for this model. {reason}.']
     if plots := sorted((folder / 'plots').glob('*.png')):
         sections += ['## Plots', '\n\n'.join(f'![{p.stem.replace("_", " ")}](plots/{p.name})' for p in plots)]
     if cited := citations(recipe):

@@ -15,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._classifier import find_classifier
 from .._validate import check_range
 
 __all__ = ['BCLModel', 'BCLOutput']
@@ -57,8 +58,7 @@ class BCLModel(nn.Module):
     def __init__(self, model: nn.Module, projection_dim: int = 128, hidden_dim: int | None = None) -> None:
         super().__init__()
         check_range('projection_dim', projection_dim, 1)
-        classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
-        weight = getattr(classifier, 'weight', None)
+        weight = getattr(find_classifier(model), 'weight', None)
         if weight is None or weight.ndim not in (2, 4) or weight[0, 0].numel() != 1:
             raise ValueError(
                 f'{type(model).__name__} needs exactly one linear classifier for BCL, whose weights give the class '

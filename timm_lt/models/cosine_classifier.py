@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._classifier import find_classifier, kind_of_classifier, replace_classifier
 from .._validate import check_range
 
 __all__ = ['CosineClassifier', 'create_head', 'use_cosine_classifier']
@@ -123,17 +124,14 @@ def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool
     Raises:
         ValueError: If the model has no classifier, several, or one that is not linear.
     """
-    old = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    old = find_classifier(model)
     conv = isinstance(old, _ConvCosineClassifier) or (
         isinstance(old, nn.Conv2d) and old.weight.shape == (old.out_channels, old.in_channels, 1, 1))
     if not isinstance(old, (nn.Linear, CosineClassifier)) and not conv:
-        kind = type(old).__name__ if old is not None else 'none'
         raise ValueError(
             f'{type(model).__name__} needs exactly one linear classifier to be replaced by a cosine classifier, '
-            f'got {kind}; create it with num_classes > 0 and a single linear head')
-    name = next(n for n, m in model.named_modules() if m is old)
+            f'got {kind_of_classifier(model)}; create it with num_classes > 0 and a single linear head')
     new = (_ConvCosineClassifier if conv else CosineClassifier)(
         old.weight.shape[1], old.weight.shape[0], scale, learnable, device=old.weight.device, dtype=old.weight.dtype)
-    new.train(old.training)
-    model.set_submodule(name, new)
+    replace_classifier(model, old, new)
     return model

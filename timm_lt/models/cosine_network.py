@@ -10,6 +10,7 @@ import timm
 import torch.nn as nn
 from timm.models import load_pretrained
 
+from .._classifier import find_classifier
 from .._timm_hooks import register_network
 from .cosine_classifier import CosineClassifier, use_cosine_classifier
 
@@ -55,7 +56,7 @@ def cosine_network(
 
 def cosine_network_args(model: nn.Module) -> dict[str, Any]:
     """Arguments that rebuild a network of timm which :func:`use_cosine_classifier` has changed; empty for others."""
-    head = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    head = find_classifier(model)
     if not isinstance(head, CosineClassifier):
         return {}
     return {

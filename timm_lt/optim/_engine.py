@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .._classifier import find_classifiers
 from .._types import ParamsT
 from .._validate import check_option, check_range
 from ._gradients import Part, class_aware_gradients, whole_batch_gradients
@@ -170,9 +171,7 @@ class SharpnessAware(OptimizerWrapper):
                 raise ValueError(
                     f"layers='classifier' needs a model with get_classifier(), as timm's have; "
                     f'{type(self._model).__name__} has none, name its layers by a wildcard')
-            heads = self._model.get_classifier()  # several where a model was distilled
-            heads = heads if isinstance(heads, (tuple, list)) else [heads]
-            self._classifier = {id(p) for head in heads for p in head.parameters()}
+            self._classifier = {id(p) for head in find_classifiers(self._model) for p in head.parameters()}
         self._check_layers()
         self._couples = None
 

@@ -18,6 +18,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._classifier import find_classifier
 from .._registry import register_optimizer
 from .._types import ClassCounts, ParamsT
 from .._validate import check_class_counts, check_option, check_range
@@ -81,7 +82,7 @@ class CCSAM(SharpnessAware):
         super().attach(model)
         self._closed = None
         if self.layers == ['classifier'] and not self.exclude_norm_bias:
-            head = self._model.get_classifier()
+            head = find_classifier(self._model)
             ours = {id(p) for p in self._params()}
             if closed_form_of(head) and all(id(p) in ours for p in head.parameters()):
                 if head.weight.shape[0] != len(self.class_counts):

@@ -54,8 +54,12 @@ class RunFolder:
         if self.writes:
             distribution.to_json(self.path / 'class_distribution.json')
 
-    def write_correction(self, correction: PostHoc) -> None:
-        self._text('posthoc.json', json.dumps(json_ready(correction.to_dict()), indent=1) + '\n')
+    def write_correction(self, correction: PostHoc | None) -> None:
+        """``posthoc.json``, for the weights beside it; None removes that of an earlier attempt."""
+        if correction is not None:
+            self._text('posthoc.json', json.dumps(json_ready(correction.to_dict()), indent=1) + '\n')
+        elif self.writes:
+            (self.path / 'posthoc.json').unlink(missing_ok=True)
 
     def write_predictions(self, logits: Tensor, targets: Tensor) -> None:
         """``predictions.npz``: ``logits`` (N, C) float32 and ``targets`` (N,) int64 of the final evaluation."""

@@ -21,7 +21,7 @@ from . import build
 from .allocator import keep_freed_memory
 from .checkpoint import CheckpointError, check_same_configuration, load_checkpoint
 from .config import ConfigError, one_line, parse_args
-from .correction import check_correction, corrected_figures, fit_correction
+from .correction import check_classifier, check_correction, correct
 from .data import DataParts, build_data, build_loaders, gkp_loader
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .figures import final_metrics, metrics_of_both, split_rule, summary_table
@@ -77,9 +77,12 @@ def run(args: Namespace) -> dict[str, Any]:
     distribution = data.distribution
     rule = split_rule(args.split_rule, distribution)
     model, model_args = build.build_model(args, distribution.num_classes)
+    final = model
     if args.stage2:
         from .second_stage import check_stage2
-        check_stage2(args, distribution.counts, model)
+        final = check_stage2(args, distribution.counts, model)
+    if args.posthoc:
+        check_classifier(args, final)
     data_config = build.data_config(args, model)
     train_loader, val_loader, test_loader = build_loaders(args, data, data_config, accelerator)
 
@@ -104,7 +107,7 @@ def run(args: Namespace) -> dict[str, Any]:
     tested = exported = finished_model(trainer.eval_model)
     logits, targets = evaluate(tested, test_loader, accelerator)
     metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
-    figures_of_exported = metrics
+    figures_of_exported, first_logits = metrics, logits
     if args.stage2:
         second = run_second_stage(args, folder, tested, data, data_config, rule)
         logits, targets, tested, exported = second.logits, second.targets, second.model, second.exported
@@ -112,9 +115,12 @@ def run(args: Namespace) -> dict[str, Any]:
         if exported is tested:
             figures_of_exported = metrics
     if args.posthoc:
-        correction, fitted_on = fit_correction(args, tested, data, data_config, accelerator)
-        folder.write_correction(correction)
-        metrics['corrected'] = corrected_figures(args, correction, fitted_on, logits, targets, data, rule)
+        networks = [(folder, tested, logits, metrics)]
+        if exported is not tested:
+            networks = [
+                (folder, exported, first_logits, figures_of_exported), (stage2_folder(folder), tested, logits, metrics)]
+        for place, network, scores, figures in networks:
+            figures |= correct(args, place, network, scores, targets, data, data_config, rule, accelerator)
     folder.write_predictions(logits, targets)
     if figures_of_exported is not metrics:  # the card of the model must not claim the figures of another head
         folder.write_metrics(figures_of_exported)
@@ -147,8 +153,12 @@ def run_second_stage(
 ) -> Any:
     """The second stage after the first, see :func:`timm_lt.training.second_stage.run_stage2`; it changes ``model``."""
     from .second_stage import run_stage2
-    stage = RunFolder(folder.path / 'stage2', folder.writes)
-    return run_stage2(args, make_accelerator(args), stage, model, data, data_config, rule)
+    return run_stage2(args, make_accelerator(args), stage2_folder(folder), model, data, data_config, rule)
+
+
+def stage2_folder(folder: RunFolder) -> RunFolder:
+    """The folder of the second stage of a run."""
+    return RunFolder(folder.path / 'stage2', folder.writes)
 
 
 def make_accelerator(args: Namespace) -> Accelerator:

@@ -81,10 +81,17 @@ def create_method(args: Namespace, class_counts: Any) -> Stage2Method:
     return method
 
 
-def check_stage2(args: Namespace, class_counts: Any, model: nn.Module) -> None:
-    """Raise a ConfigError now, before the first stage, where the second could not begin on this model."""
+def check_stage2(args: Namespace, class_counts: Any, model: nn.Module) -> nn.Module:
+    """Raise a ConfigError now, before the first stage, where the second could not begin on this model.
+
+    Returns:
+        A copy of the model with the classifier that the second stage will leave, not trained.
+    """
+    final = copy.deepcopy(model)
     with torch.random.fork_rng([]):
-        _prepared(args, class_counts, copy.deepcopy(model))
+        method = _prepared(args, class_counts, final)
+    method.finish(final)
+    return final
 
 
 def _prepared(args: Namespace, class_counts: Any, model: nn.Module) -> Stage2Method:

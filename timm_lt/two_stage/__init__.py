@@ -3,7 +3,8 @@
 from typing import Any
 
 from .._registry import STAGE2, call_factory, import_siblings
-from ._base import ScaledClassifier, Stage2Method, batchnorm_layers, classifier_inputs
+from ..models.scaled_classifier import ScaledClassifier
+from ._base import Stage2Method, batchnorm_layers, classifier_inputs
 
 __all__ = [
     'ScaledClassifier', 'Stage2Method', 'batchnorm_layers', 'classifier_inputs', 'create_stage2', 'list_stage2',

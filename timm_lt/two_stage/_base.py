@@ -8,11 +8,13 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._capture import captured_inputs
+from .._classifier import find_classifier, kind_of_classifier, replace_classifier
 from .._validate import check_class_counts
 from ..losses._base import mean_normalizer, sample_losses
 from ..models.cosine_classifier import CosineClassifier
+from ..models.scaled_classifier import ScaledClassifier
 
-__all__ = ['ScaledClassifier', 'Stage2Method', 'classifier_inputs']
+__all__ = ['Stage2Method', 'classifier_inputs']
 
 
 class Stage2Method(nn.Module):
@@ -45,7 +47,7 @@ class Stage2Method(nn.Module):
         Raises:
             ValueError: If the model has no classifier, several, one of another kind, or another number of classes.
         """
-        classifier = find_classifier(model)
+        classifier = frozen_classifier(model)
         if classifier.weight.shape[0] != len(self.class_counts):
             raise ValueError(
                 f'{type(self).__name__}: the model has {classifier.weight.shape[0]} classes, class_counts '
@@ -54,7 +56,7 @@ class Stage2Method(nn.Module):
         self.class_counts = self.class_counts.to(classifier.weight.device)
         head = self.make_head(classifier)
         self.use_head(head)
-        _replace(model, classifier, head)
+        replace_classifier(model, classifier, head)
         self.set_mode(model)
 
     def make_head(self, classifier: nn.Module) -> nn.Module:
@@ -117,66 +119,27 @@ class Stage2Method(nn.Module):
         return True
 
 
-class ScaledClassifier(nn.Module):
-    """A classifier with one learnable factor on the logit of each class.
-
-    Args:
-        classifier: The layer whose logits are scaled.
-    """
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.class_scale = nn.Parameter(torch.ones_like(classifier.weight[:, 0]))
-
-    @property
-    def weight(self) -> Tensor:
-        return self.classifier.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x) * self.class_scale
-
-    @torch.no_grad()
-    def fold(self) -> nn.Linear | None:
-        """The linear layer with the factors in its weight and bias; None if the classifier is not linear."""
-        if not isinstance(self.classifier, nn.Linear):
-            return None
-        self.classifier.weight.mul_(self.class_scale[:, None])
-        if self.classifier.bias is not None:
-            self.classifier.bias.mul_(self.class_scale)
-        return self.classifier
-
-
 def fold_scales(model: nn.Module, head: ScaledClassifier) -> bool:
     """Put the folded linear layer in the place of ``head``; False and no change if it cannot be folded."""
     folded = head.fold()
     if folded is not None:
-        _replace(model, head, folded)
+        replace_classifier(model, head, folded)
     model.requires_grad_(True)
     return folded is not None
 
 
-def find_classifier(model: nn.Module) -> nn.Linear | CosineClassifier:
+def frozen_classifier(model: nn.Module) -> nn.Linear | CosineClassifier:
     """The classifier of a timm model.
 
     Raises:
         ValueError: If the model has none, several, or one of another kind.
     """
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    classifier = find_classifier(model)
     if not isinstance(classifier, (nn.Linear, CosineClassifier)):
-        kind = 'none' if classifier is None else type(classifier).__name__
         raise ValueError(
             f'{type(model).__name__}: a second stage needs a model with exactly one linear or cosine classifier, got '
-            f'{kind}; create it with num_classes > 0 and a single linear head')
+            f'{kind_of_classifier(model)}; create it with num_classes > 0 and a single linear head')
     return classifier
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    if new is old:
-        return
-    name = next(n for n, m in model.named_modules() if m is old)
-    new.train(old.training)
-    model.set_submodule(name, new)
 
 
 @torch.no_grad()
@@ -186,7 +149,7 @@ def classifier_inputs(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ValueError: If the forward pass does not call the classifier exactly once.
     """
-    with captured_inputs(model.get_classifier()) as inputs:
+    with captured_inputs(find_classifier(model)) as inputs:
         model(images)
     if len(inputs) != 1:
         raise ValueError(f'{type(model).__name__} calls its classifier {len(inputs)} times, a second stage needs once')

@@ -10,7 +10,8 @@ Differs from the paper / official code: no; the factor is on the logit, so it sc
 import torch.nn as nn
 
 from .._registry import register_stage2
-from ._base import ScaledClassifier, Stage2Method, fold_scales
+from ..models.scaled_classifier import ScaledClassifier
+from ._base import Stage2Method, fold_scales
 
 
 @register_stage2('lws', paper='Kang et al., ICLR 2020', needs=('class_counts',))

@@ -15,7 +15,8 @@ import torch.nn as nn
 
 from .._registry import register_stage2
 from .._validate import check_range
-from ._base import ScaledClassifier, Stage2Method, batchnorm_layers, fold_scales
+from ..models.scaled_classifier import ScaledClassifier
+from ._base import Stage2Method, batchnorm_layers, fold_scales
 
 
 @register_stage2('mislas', paper='Zhong et al., CVPR 2021', needs=('class_counts',))

@@ -48,7 +48,9 @@ class TauNormalization(Stage2Method):
 
     def make_head(self, classifier: nn.Module) -> nn.Module:
         if not isinstance(classifier, nn.Linear):
-            raise ValueError('tau_norm needs a linear classifier: class vectors of a cosine classifier have no norm')
+            raise ValueError(
+                'tau_norm changes no prediction of a cosine classifier, because all its class vectors have the same '
+                'norm; use another second stage or a linear classifier')
         return classifier
 
     def fit(
