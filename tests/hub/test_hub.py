@@ -133,7 +133,7 @@ def test_shipped_digits_load_without_a_network_and_have_the_figures_of_their_car
 
 
 def test_shipped_digits_are_the_run_without_options():
-    recipe, default = load('digits').recipe, configuration(parse_args([]))
+    recipe, default = load('digits').recipe, configuration(vars(parse_args([])))
     assert {k: v for k, v in recipe.items() if k in default and default[k] != v} == {}
 
 

@@ -16,7 +16,7 @@ from timm.data import Mixup
 from timm_lt.data import InMemoryImages
 from timm_lt.hub.card import write_card
 from timm_lt.training import build
-from timm_lt.training.config import METADATA, ConfigError, build_parser, load_config, parse_args, to_yaml
+from timm_lt.training.config import METADATA, ConfigError, load_config, parse_args, to_yaml
 from timm_lt.training.correction import check_correction, fit_correction
 from timm_lt.training.data import DataParts, build_loaders, gkp_loader
 from timm_lt.training.outputs import RunFolder
@@ -162,4 +162,4 @@ def test_readme_names_every_recipe_and_every_own_key():
 def test_mistyped_recipe_is_refused(tmp_path, line, words):
     (tmp_path / 'r.yaml').write_text(f'base: {FOLDER}/base/cifar100_lt.yaml\n{line}\n')
     with pytest.raises(ConfigError, match=words):
-        load_config(tmp_path / 'r.yaml', build_parser())
+        load_config(tmp_path / 'r.yaml')

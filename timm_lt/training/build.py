@@ -63,8 +63,7 @@ def check_names(args: Namespace) -> None:
         if args.stage2_sampler and args.stage2_sampler not in list_samplers():
             raise ConfigError(
                 f'unknown sampler {args.stage2_sampler!r}. {nearest_names(args.stage2_sampler, list_samplers())}')
-    mixing = args.mixup > 0 or args.cutmix > 0
-    if (mixing or args.smoothing > 0) and args.loss in LOSSES and not LOSSES.info(args.loss).soft_targets:
+    if (mixes(args) or args.smoothing > 0) and args.loss in LOSSES and not LOSSES.info(args.loss).soft_targets:
         raise ConfigError(
             f'loss {args.loss!r} does not support soft targets, which --mixup, --cutmix and --smoothing make; '
             f'switch them off or use one of {[n for n in LOSSES.names() if LOSSES.info(n).soft_targets]}')
@@ -74,8 +73,9 @@ def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str,
     """The model, and the arguments that rebuild it from a saved folder."""
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise ConfigError(f'--initial-checkpoint {args.initial_checkpoint}: there is no such file')
-    rebuild = dict(args.model_kwargs)
-    size = {'input_size': args.input_size, 'img_size': args.img_size}
+    further = {'global_pool': args.gp, 'bn_eps': args.bn_eps}
+    rebuild = {k: v for k, v in further.items() if v is not None} | args.model_kwargs
+    size = {'input_size': args.input_size, 'img_size': args.img_size, 'in_chans': args.in_chans}
     doing = 'cannot be created'
     try:
         # as in timm's script: channels and, where the network has a fixed size, the size of the images
@@ -85,10 +85,13 @@ def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str,
             options['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder
         model = timm.create_model(**options | {
             'pretrained': args.pretrained, 'num_classes': num_classes, 'drop_rate': args.drop,
-            'drop_path_rate': args.drop_path, 'checkpoint_path': args.initial_checkpoint})
+            'drop_path_rate': args.drop_path, 'drop_block_rate': args.drop_block,
+            'checkpoint_path': args.initial_checkpoint})
         if wants_cosine(args) and 'cosine_scale' not in options:
             doing = 'cannot take the cosine classifier that the loss or --cosine-classifier asks for'
             use_cosine_classifier(model, scale=cosine_scale(args))
+        doing = 'cannot take --head-init-scale, --head-init-bias or --bn-momentum'
+        initialize(model, args.head_init_scale, args.head_init_bias, args.bn_momentum)
         if args.grad_checkpointing:
             doing = 'does not support --grad-checkpointing'
             model.set_grad_checkpointing(True)
@@ -99,6 +102,33 @@ def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str,
         using = f' with {" and ".join(sources)}' if sources and 'created' in doing else ''
         raise ConfigError(f'model {args.model!r} {doing}{using}: {one_line(e)}') from e
     return model, rebuild
+
+
+def initialize(
+        model: nn.Module, head_scale: float | None, head_bias: float | None, bn_momentum: float | None) -> None:
+    """Change the initial classifier and BatchNorm's momentum, where they are given; as in timm's script.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+    if head_scale is not None or head_bias is not None:
+        head = model.get_classifier()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f'its classifier is no linear layer, but {type(head).__name__}')
+        with torch.no_grad():
+            if head_scale is not None:
+                for parameter in head.parameters():
+                    parameter.mul_(head_scale)
+            if head_bias is not None:
+                if head.bias is None:
+                    raise ValueError('its classifier has no bias')
+                head.bias.fill_(head_bias)
+    if bn_momentum is not None:
+        layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not layers:
+            raise ValueError('it has no BatchNorm layer')
+        for layer in layers:
+            layer.momentum = bn_momentum
 
 
 def training_model(args: Namespace, model: nn.Module) -> nn.Module:
@@ -128,7 +158,8 @@ def _loss_on_cosines(args: Namespace) -> bool:
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
     """Input size, mean, deviation, interpolation and crop of the model, less what the options override."""
-    options = {k: getattr(args, k) for k in ('input_size', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation')}
+    names = ('in_chans', 'input_size', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation')
+    options = {k: getattr(args, k) for k in names}
     try:
         config = resolve_input_data_config(model, {k: v for k, v in options.items() if v})
     except ValueError as e:
@@ -151,11 +182,16 @@ class LabelSmoothing:
         return input, mixup_target(label, self.num_classes, lam=1.0, smoothing=self.smoothing)
 
 
+def mixes(args: Namespace) -> bool:
+    """Mixup or CutMix is on."""
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
 def build_mixing(args: Namespace, num_classes: int) -> Mixup | LabelSmoothing | None:
     """What turns (input, label) into mixed inputs and soft targets, or None."""
-    if args.mixup > 0 or args.cutmix > 0:
+    if mixes(args):
         return Mixup(
-            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob,
+            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
             switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
             num_classes=num_classes)
     if args.smoothing > 0 and (args.loss in LOSSES or args.loss == 'ce'):
@@ -176,7 +212,7 @@ def build_loss(args: Namespace, distribution: ClassDistribution) -> nn.Module:
             loss = nn.CrossEntropyLoss()
         else:
             loss = timm.loss.create_classification_loss(
-                args.loss, smoothing=args.smoothing, soft_targets=args.mixup > 0 or args.cutmix > 0, **kwargs)
+                args.loss, smoothing=args.smoothing, soft_targets=mixes(args), **kwargs)
     except (TypeError, ValueError) as e:
         raise ConfigError(str(e)) from e
     return loss
@@ -205,10 +241,13 @@ def build_optimizer(args: Namespace, model: nn.Module, distribution: ClassDistri
         kwargs['class_counts'] = distribution.counts
     if args.gkp:
         kwargs.setdefault('num_groups', args.gkp_kwargs.get('num_groups', 4))
+    layer_decay = {} if args.layer_decay is None else {
+        'layer_decay': args.layer_decay, 'layer_decay_min_scale': args.layer_decay_min_scale,
+        'layer_decay_no_opt_scale': args.layer_decay_no_opt_scale}
     try:
         return create_optimizer_v2(
             model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum,
-            filter_bias_and_bn=args.filter_bias_and_bn, layer_decay=args.layer_decay, **kwargs)
+            filter_bias_and_bn=args.filter_bias_and_bn, **layer_decay, **kwargs)
     except (TypeError, ValueError) as e:
         raise ConfigError(f'optimizer {args.opt!r}: {e}') from e
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
+from timm.data.readers.class_map import load_class_map
 
 from ..class_distribution import ClassDistribution
 from ..data import (
@@ -83,7 +84,7 @@ def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
         named = {'class_names': class_names} if class_names and numbers_its_own_classes(name) else {}
         return create_dataset(name, args.data_dir, split, **named, **options)
 
-    train = part(args.train_split)
+    train = part(args.train_split, read_class_map(args.class_map, name, options) if args.class_map else None)
     names = get_class_names(train)
     test_split = args.test_split or find_split(name, args.data_dir, (TEST, VALIDATION), **options)
     if test_split:
@@ -116,6 +117,27 @@ def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
             # raises for a label that the training images do not know
             _count(what, images, distribution.num_classes)
     return DataParts(train, validation, test, distribution, test_part, validation_part)
+
+
+def read_class_map(file: str, dataset: str, options: dict[str, Any]) -> list[str] | None:
+    """The class names of ``--class-map`` in label order; timm's Hugging Face readers get the file in ``options``.
+
+    Raises:
+        ConfigError: If the file cannot be read, or the dataset numbers its classes itself.
+    """
+    try:
+        labels = load_class_map(file)
+    except (AssertionError, OSError, UnicodeDecodeError, ValueError) as e:
+        raise ConfigError(f'--class-map {file}: {one_line(e)}') from e
+    if numbers_its_own_classes(dataset):
+        names = sorted(labels, key=labels.__getitem__)
+        if sorted(labels.values()) != list(range(len(names))) or '' in labels:
+            raise ConfigError(f'--class-map {file}: it needs a different class name on each line, and no empty line')
+        return names
+    if not dataset.startswith('hfds/'):
+        raise ConfigError(f'--class-map is for folders, lists and hfds/...; dataset {dataset!r} has labels of its own')
+    options['class_map'] = file
+    return None
 
 
 def _count(
@@ -212,14 +234,21 @@ def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> 
              'interpolation': config['interpolation']}
     if args.no_aug:
         return Augmentation(**plain, crop_mode='none', hflip=0.0)
+    if args.train_interpolation:
+        plain['interpolation'] = args.train_interpolation
     crop_mode = args.train_crop_mode
     if crop_mode is None:
         size = getattr(images, 'image_size', (None,) * 3)
         crop_mode = 'pad' if size[1:] == plain['input_size'][1:] else 'rrc'
+    if args.train_interpolation == 'random' and crop_mode == 'pad':
+        raise ConfigError(
+            "--train-interpolation random is of timm's random crops; these images are padded and cropped at one size "
+            '(--train-crop-mode rrc crops and resizes them)')
     try:
         return Augmentation(
             **plain, crop_mode=crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
-            color_jitter=args.color_jitter, auto_augment=args.aa, cutout=args.cutout, reprob=args.reprob,
+            color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob,
+            grayscale_prob=args.grayscale_prob, auto_augment=args.aa, cutout=args.cutout, reprob=args.reprob,
             remode=args.remode)
     except ValueError as e:
         raise ConfigError(f'augmentation: {e}') from e

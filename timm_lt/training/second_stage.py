@@ -121,7 +121,8 @@ def second_stage_args(args: Namespace, method: Stage2Method) -> Namespace:
         'lr': args.stage2_lr if args.stage2_lr is not None else method.lr,
         'loss': args.stage2_loss or method.loss, 'loss_kwargs': {},
         'sampler': args.stage2_sampler or method.sampler, 'sampler_kwargs': {},
-        'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'sched': 'cosine', 'warmup_epochs': 0, 'cooldown_epochs': 0,
+        'smoothing': 0.0, 'mixup': 0.0, 'cutmix': 0.0, 'cutmix_minmax': None, 'sched': 'cosine', 'warmup_epochs': 0,
+        'cooldown_epochs': 0, 'lr_noise': None, 'lr_cycle_limit': 1, 'lr_k_decay': 1.0,
     }
     return Namespace(**{**vars(args), **own})
 

@@ -1,0 +1,13 @@
+"""Options that say where and how a run is carried out, and not what it computes.
+
+Two runs that differ in these alone are the same configuration: a run resumes with other values of them, seeds of one
+recipe are averaged over them, and a published recipe leaves them out, because they name paths of the machine.
+"""
+
+PRIVATE_OPTIONS = frozenset({
+    'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir', 'device', 'experiment',
+    'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume', 'revision',
+    'wandb_project', 'workers',
+})
+
+__all__ = ['PRIVATE_OPTIONS']

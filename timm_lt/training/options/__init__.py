@@ -1,0 +1,31 @@
+"""Options of the training script: each is declared once, and parser, files, checks and table come from that.
+
+A new option is one field of one group, in ``_data.py``, ``_model.py``, ``_learning.py`` or ``_run.py``.
+"""
+
+from ._command_line import DIGITS_DEFAULTS, build_parser, parse_options
+from ._composed import GROUPS, OPTIONS, Options
+from ._config_file import configuration, differing_keys, load_config, read_args, to_yaml
+from ._data import AugmentationOptions, DataOptions
+from ._learning import (
+    GKPOptions,
+    LossOptions,
+    OptimizerOptions,
+    PosthocOptions,
+    ScheduleOptions,
+    Stage2Options,
+)
+from ._model import ModelOptions
+from ._option import OptionInfo, option
+from ._rules import RULES, check_options
+from ._run import NOTES, EvaluationOptions, HubOptions, RecipeNotes, RunOptions
+from ._table import options_table
+from ._timm_names import NOT_OFFERED
+
+__all__ = [
+    'DIGITS_DEFAULTS', 'GROUPS', 'NOTES', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
+    'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
+    'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'Stage2Options', 'build_parser',
+    'check_options', 'configuration', 'differing_keys', 'load_config', 'option', 'options_table', 'parse_options',
+    'read_args', 'to_yaml',
+]

@@ -1,0 +1,89 @@
+"""Options of the data: images, parts, samplers, loaders, augmentation."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ._option import option
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images are trained on, validated on and tested on, and how they are read."""
+    title: ClassVar[str] = 'data'
+
+    data_dir: str | None = option(None, 'folder of class folders, or root of the dataset', metavar='DIR')
+    dataset: str | None = option(
+        None, "timm dataset name ('torch/cifar10', 'hfds/NAME', ...), 'timm_lt/digits', or 'list/FILE.txt' with `path "
+        'label` lines under --data-dir ({split} in FILE is replaced by the name of the part)')
+    train_split: str = option('train', 'name of the training split')
+    test_split: str | None = option(
+        None, "split for the final figures; None looks for 'test', then 'validation'; a dataset without one is split "
+        'by the script (--test-fraction)')
+    val_split: str | None = option(None, 'split that may choose the best epoch')
+    val_fraction: float = option(
+        0.0, 'cut this share of the training images, stratified, as the validation part that may choose the best '
+        'epoch; 0: nothing is chosen', within='[0, 1)')
+    test_fraction: float = option(0.2, 'share held out when the data have no test part', within='[0, 1)')
+    dataset_download: bool = option(False, 'let timm download the dataset')
+    dataset_kwargs: dict[str, Any] = option({}, "arguments of timm's create_dataset")
+    class_map: str = option(
+        '', 'text file with a class name on each line: label 0 is the first name', metavar='FILE')
+    input_key: str | None = option(None, 'image column of a Hugging Face dataset')
+    target_key: str | None = option(None, 'label column of a Hugging Face dataset')
+    imbalance_ratio: float | None = option(
+        None, 'make the training set long-tailed: largest over smallest class; None leaves it as it is',
+        within='[1, inf)', hint='it is the largest over the smallest class size; some repositories write its inverse')
+    imbalance_profile: str = option(
+        'exp', 'class sizes fall exponentially, or in one step', choices=('exp', 'step'))
+    images_per_class: int | None = option(None, 'size of the largest class; None: all it has', within='[1, inf)')
+    data_seed: int = option(0, 'chooses the long-tailed subset and the splits', within='[0, inf)')
+    num_classes: int | None = option(None, 'number of classes; None: as many as the dataset has', within='[1, inf)')
+    bad_images: str = option(
+        'error', 'unreadable images stop the run, or are left out, counted and named', choices=('error', 'skip'))
+    in_memory: str = option('auto', 'decode a small set once', choices=('auto', 'on', 'off'))
+    sampler: str = option('instance_balanced', 'order of the training images, see timm_lt.list_samplers()')
+    sampler_kwargs: dict[str, Any] = option({}, 'arguments of the sampler')
+    workers: int = option(2, 'loader processes where images are not in memory', '-j', within='[0, inf)')
+    batch_size: int = option(64, 'images per process and micro-batch', '-b', within='[1, inf)')
+    validation_batch_size: int | None = option(
+        None, 'images per process in evaluation; None: --batch-size, at least 128', '-vb', within='[1, inf)')
+
+
+@dataclass(frozen=True)
+class AugmentationOptions:
+    """Random changes of the training images, Mixup and CutMix."""
+    title: ClassVar[str] = 'augmentation'
+
+    no_aug: bool = option(False, 'no augmentation at all')
+    train_crop_mode: str | None = option(
+        None, "'pad' (4 pixels, then a random crop) or one of timm's; None: 'pad' for images that have the network's "
+        "size, else timm's")
+    train_interpolation: str = option(
+        '', "resampling of timm's random crops; empty: that of the evaluation", choices=('', 'random', *INTERPOLATIONS))
+    scale: list[float] | None = option(None, "area of timm's random crops", within='(0, inf)', nargs=2)
+    ratio: list[float] | None = option(None, "aspect ratio of timm's random crops", within='(0, inf)', nargs=2)
+    hflip: float = option(0.5, 'probability of a horizontal flip', within='[0, 1]')
+    vflip: float = option(0.0, 'probability of a vertical flip', within='[0, 1]')
+    color_jitter: float | None = option(None, 'strength of the colour jitter; None: none', within='[0, inf)')
+    color_jitter_prob: float | None = option(None, 'probability of the colour jitter; None: always', within='[0, 1]')
+    grayscale_prob: float = option(0.0, 'probability of a grey image', within='[0, 1]')
+    aa: str | None = option(None, "timm's AutoAugment or RandAugment string, or 'cifar10'")
+    cutout: int = option(0, 'side of the square set to the mean, in pixels', within='[0, inf)')
+    reprob: float = option(0.0, 'probability of random erasing', within='[0, 1]')
+    remode: str = option(
+        'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
+    mixup: float = option(0.0, 'alpha of Mixup; 0: off', within='[0, inf)')
+    cutmix: float = option(0.0, 'alpha of CutMix; 0: off', within='[0, inf)')
+    cutmix_minmax: list[float] | None = option(
+        None, 'smallest and largest share of the side of a CutMix box; switches CutMix on', within='[0, 1]', nargs=2)
+    mixup_prob: float = option(1.0, 'probability that a batch is mixed', within='[0, 1]')
+    mixup_switch_prob: float = option(0.5, 'probability of CutMix where Mixup is on too', within='[0, 1]')
+    mixup_mode: str = option('batch', 'what shares one mixing weight', choices=('batch', 'pair', 'elem'))
+    mixup_off_epoch: int = option(0, 'epoch from which on nothing is mixed; 0: never', within='[0, inf)')
+
+    @property
+    def mixes(self) -> bool:
+        """Mixup or CutMix is on."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None

@@ -1,0 +1,146 @@
+"""Options that have no meaning together, as one table, and values that follow from others."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from ...class_distribution import SPLIT_RULES, parse_split_thresholds
+from ..errors import ConfigError
+from ._composed import OPTIONS, Options
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that no run can use.
+
+    Attributes:
+        broken: True for options that break the rule.
+        message: What to do; ``{name}`` is replaced by the value of an option.
+    """
+    broken: Callable[[Options], Any]
+    message: str
+
+
+def _has_validation(o: Options) -> bool:
+    return bool(o.data.val_split or o.data.val_fraction)
+
+
+def _unordered(*pairs: list[float] | None) -> bool:
+    return any(pair is not None and pair[0] > pair[1] for pair in pairs)
+
+
+def _base_optimizer(o: Options) -> Any:
+    """timm's record of the optimizer that updates the weights, or None where there is no such name."""
+    from timm.optim import get_optimizer_info
+
+    from ..._registry import OPTIMIZERS
+    name = o.optimizer.method
+    if name in OPTIMIZERS:
+        name = str(o.optimizer.opt_kwargs.get('base', 'momentum')).lower().split('_')[-1]
+    try:
+        return get_optimizer_info(name)
+    except ValueError:
+        return None
+
+
+def _ignores_betas(o: Options) -> bool:
+    info = _base_optimizer(o)
+    return o.optimizer.opt_betas is not None and info is not None and not info.has_betas
+
+
+def _wrong_number_of_betas(o: Options) -> bool:
+    info = _base_optimizer(o)
+    return o.optimizer.opt_betas is not None and info is not None and len(o.optimizer.opt_betas) != info.num_betas
+
+
+def _ignores_eps(o: Options) -> bool:
+    info = _base_optimizer(o)
+    return o.optimizer.opt_eps is not None and info is not None and not info.has_eps
+
+
+def _leaves_output(o: Options) -> bool:
+    path = PurePath(o.run.experiment)
+    return path.is_absolute() or '..' in path.parts or o.run.experiment == '.'
+
+
+RULES = (
+    Rule(lambda o: o.schedule.epochs == 0 and not o.stage2.stage2,
+         '--epochs must be >= 1, got 0; only --stage2 starts on a given checkpoint without an epoch'),
+    Rule(lambda o: o.data.val_fraction and o.data.val_split,
+         '--val-split and --val-fraction both name a validation part; give one'),
+    Rule(lambda o: o.schedule.sched == 'plateau' and not _has_validation(o),
+         '--sched plateau follows the validation part: name one by --val-split, or cut it by --val-fraction 0.1'),
+    Rule(lambda o: o.augmentation.mixes and o.data.batch_size % 2,
+         'Mixup and CutMix pair images of a batch: --batch-size must be even, got {batch_size}'),
+    Rule(lambda o: _unordered(o.augmentation.scale, o.augmentation.ratio, o.augmentation.cutmix_minmax),
+         '--scale, --ratio and --cutmix-minmax take the smaller value first, got {scale}, {ratio} and {cutmix_minmax}'),
+    Rule(lambda o: max(o.augmentation.scale or [1]) > 1 and o.augmentation.train_crop_mode not in ('rkrc', 'rkrr'),
+         '--scale is the share of the image that a crop keeps, so <= 1 unless --train-crop-mode is rkrc or rkrr, '
+         'got {scale}'),
+    Rule(lambda o: o.augmentation.color_jitter_prob is not None and not o.augmentation.color_jitter,
+         '--color-jitter-prob is of --color-jitter, which is off; give its strength, e.g. --color-jitter 0.4'),
+    Rule(lambda o: sorted(set(o.schedule.decay_milestones)) != list(o.schedule.decay_milestones),
+         '--decay-milestones must increase, got {decay_milestones}'),
+    Rule(lambda o: len(o.schedule.lr_noise or [0]) > 2,
+         '--lr-noise takes one or two values, got {lr_noise}'),
+    Rule(_ignores_betas, '--opt {opt} has no betas, so --opt-betas would be ignored; leave it out'),
+    Rule(_wrong_number_of_betas, '--opt {opt} has another number of betas than --opt-betas gives: {opt_betas}'),
+    Rule(_ignores_eps, '--opt {opt} has no epsilon, so --opt-eps would be ignored; leave it out'),
+    Rule(lambda o: o.gkp.gkp and o.optimizer.method != 'gsa',
+         '--gkp needs --opt gsa (with --opt-kwargs Z=0 the loss is not perturbed: GKP alone)'),
+    Rule(lambda o: o.gkp.gkp and o.gkp.gkp_source == 'validation' and not _has_validation(o),
+         '--gkp-source validation needs a validation part: --val-split or --val-fraction'),
+    Rule(lambda o: o.posthoc.posthoc == 'temperature' and not _has_validation(o),
+         '--posthoc temperature is fitted on validation images: give --val-fraction or --val-split'),
+    Rule(lambda o: o.data.images_per_class is not None and o.data.imbalance_ratio is None,
+         '--images-per-class is the largest class of a long-tailed subset: give --imbalance-ratio too'),
+    Rule(lambda o: not o.hub.push_to_hub and (o.hub.private or o.hub.revision),
+         '--private and --revision are of --push-to-hub USER/NAME, which is not given'),
+    Rule(_leaves_output, '--experiment names a folder inside --output, got {experiment!r}'),
+    Rule(lambda o: o.model.in_chans and o.model.input_size and o.model.in_chans != o.model.input_size[0],
+         '--in-chans {in_chans} and --input-size {input_size} name different channels; give one'),
+)
+
+
+def check_options(options: Options) -> None:
+    """Raise a ConfigError for a value outside its range, or for options that no run can use together."""
+    values = options.flat()
+    for name, info in OPTIONS.items():
+        info.check_range(values[name])
+    for rule in RULES:
+        if rule.broken(options):
+            raise ConfigError(rule.message.format_map(values))
+    if options.stage2.stage2 is None:  # the empty name switches off what a file asks for
+        given = [n for n in values if n.startswith('stage2_') and values[n] != OPTIONS[n].default]
+        if given:
+            raise ConfigError(f'{OPTIONS[given[0]].flag} is of the second stage: name one by --stage2, or leave it out')
+    _check_split_rule(options.evaluation.split_rule)
+    if options.hub.push_to_hub:
+        _check_repo_id(options.hub.push_to_hub)
+
+
+def _check_split_rule(rule: str) -> None:
+    if rule not in ('auto', 'thirds', *SPLIT_RULES):
+        try:
+            parse_split_thresholds(rule)
+        except ValueError as e:
+            raise ConfigError(f"--split-rule: {e}, or 'auto'") from e
+
+
+def _check_repo_id(repo_id: str) -> None:
+    from ...hub import HubError, check_repo_id
+    try:
+        check_repo_id(repo_id)
+    except HubError as e:
+        raise ConfigError(f'--push-to-hub: {e}') from e
+
+
+def settled(options: Options) -> Options:
+    """The options with values that follow from others: a warm-up never takes the whole of a short run."""
+    schedule = options.schedule
+    if schedule.epochs <= 1:
+        return options.replace(warmup_epochs=0)
+    if schedule.warmup_epochs >= schedule.epochs:
+        return options.replace(warmup_epochs=schedule.epochs // 5)
+    return options

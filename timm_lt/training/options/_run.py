@@ -1,0 +1,63 @@
+"""Options of the run: figures, precision, folders, the Hub, and the notes of a recipe."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ._option import option
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The reported figures."""
+    title: ClassVar[str] = 'evaluation'
+
+    split_rule: str = option(
+        'auto', "many / medium / few: 'gt100_lt20', 'ge100_le20', 'thirds', 'MANY,FEW', or 'auto': gt100_lt20 where "
+        'some class has fewer than 20 images, else thirds')
+    bootstrap: int = option(0, 'resamples for confidence intervals; 0: none', within='[0, inf)')
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Seed, precision, folder, checkpoints and logs."""
+    title: ClassVar[str] = 'run'
+
+    seed: int = option(42, 'seed of weights, order and augmentation', within='[0, 4294967295]')
+    mixed_precision: str | None = option(
+        None, 'precision of the forward pass; None: as accelerate is configured', choices=('no', 'fp16', 'bf16'))
+    output: str = option('output', 'folder of all runs', metavar='DIR')
+    experiment: str = option('', 'folder of the run; empty: named after its options', metavar='NAME')
+    resume: str = option(
+        '', "'auto': go on where this run's folder ends, or start it; DIR: the folder of a run", metavar='auto|DIR')
+    checkpoint_every: int = option(1, 'epochs between checkpoints', within='[1, inf)')
+    checkpoint_steps: int = option(
+        0, 'also every so many steps; 0: only at epochs', '--recovery-interval', within='[0, inf)')
+    log_interval: int = option(50, 'steps between updates of the progress line', within='[1, inf)')
+    log_with: str | None = option(None, 'tracker of Accelerate, e.g. tensorboard')
+    quiet: bool = option(False, 'no progress lines')
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Upload of the finished checkpoint."""
+    title: ClassVar[str] = 'Hugging Face Hub'
+
+    push_to_hub: str | None = option(None, 'upload the finished checkpoint', metavar='USER/NAME')
+    private: bool = option(False, 'make a new repository private')
+    revision: str | None = option(None, 'branch on the Hub; made if it does not exist')
+
+
+@dataclass(frozen=True)
+class RecipeNotes:
+    """Notes of a recipe about itself. Training ignores them; the model card shows them."""
+    title: ClassVar[str] = 'notes of a recipe'
+
+    published: dict[str, Any] | None = option(None, 'published figure that the recipe aims at', file_only=True)
+    hub: dict[str, Any] | None = option(None, 'title, licence, tags and dataset of the model card', file_only=True)
+
+
+# keys of the notes of a recipe
+NOTES = {
+    'published': ('top1', 'many', 'medium', 'few', 'network', 'source', 'note'),
+    'hub': ('title', 'license', 'tags', 'dataset', 'dataset_name'),
+}
