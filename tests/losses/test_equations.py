@@ -18,7 +18,7 @@ from timm_lt.losses import (
     ldam_loss,
     ldam_margins,
 )
-from timm_lt.losses._base import logsumexp_of_others
+from timm_lt.losses._terms import logsumexp_of_others
 
 
 def loop(logits, target, of_sample):

@@ -8,14 +8,17 @@ Source: written from the paper.
 Differs from the paper / official code: no. Under several processes the contrast set is that of the process.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._registry import register_loss
-from .._validate import check_class_counts, check_range, check_reduction
-from ._base import LongTailLoss, check_targets, reduce
+from .._validate import check_class_counts, check_range
+from ._base import LongTailLoss
+from ._targets import check_targets, of_counted_samples
+from ._terms import reduce
 from .balanced_softmax import logit_adjustment_loss
 
 __all__ = ['balanced_contrastive_loss']
@@ -126,11 +129,18 @@ class BCLLoss(LongTailLoss):
             return super().forward(output, target, reduction)
         logits, features, prototypes = output
         check_targets(logits, target, self.soft_targets, type(self).__name__, self.num_classes)
-        reduction = self.reduction if reduction is None else check_reduction(reduction)
+        self._check_values(logits, target)
         with torch.autocast(logits.device.type, enabled=False):
             dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-            loss = self.per_sample(logits.to(dtype), target)
-            if self.contrastive_weight:
-                loss = loss + self.contrastive_weight * balanced_contrastive_loss(
-                    features.to(dtype), prototypes.to(dtype), target, self.temperature, reduction='none')
-            return reduce(loss, reduction)
+            self._follow(logits.device)
+            values = of_counted_samples(
+                functools.partial(self._both_parts, prototypes.to(dtype)), target, logits.to(dtype), features.to(dtype))
+            return self._reduced(values, target, reduction)
+
+    def _both_parts(self, prototypes: Tensor, logits: Tensor, features: Tensor, target: Tensor) -> Tensor:
+        """Classification and contrastive part of each sample, (B,)."""
+        loss = self.per_sample(logits, target)
+        if not self.contrastive_weight:
+            return loss
+        return loss + self.contrastive_weight * balanced_contrastive_loss(
+            features, prototypes, target, self.temperature, reduction='none')

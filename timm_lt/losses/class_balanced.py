@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss
+from ._targets import with_valid_labels
+from ._terms import reduce
 from .drw import effective_number_weights
 from .focal import focal_term
 
@@ -49,11 +51,12 @@ def class_balanced_loss(
     Returns:
         Loss in nats.
     """
+    shares = target
     if not target.is_floating_point():
-        target = F.one_hot(target, logits.shape[1]).to(logits.dtype)
-    weighted = target * weight.to(logits.dtype)
+        shares = F.one_hot(with_valid_labels(target), logits.shape[1]).to(logits.dtype)
+    weighted = shares * weight.to(logits.dtype)
     if form == 'softmax' and variant == 'paper':
-        return reduce(-(weighted * F.log_softmax(logits, dim=1)).sum(1), reduction)
+        return reduce(-(weighted * F.log_softmax(logits, dim=1)).sum(1), reduction, target)
     if form == 'softmax':
         p = F.softmax(logits, dim=1)
         there = p.nan_to_num(0.5)  # torch refuses NaN here; the loss is to be NaN, for a gradient scaler to skip
@@ -66,7 +69,7 @@ def class_balanced_loss(
         negative = focal_term(F.softplus(logits, threshold=40), gamma)
     # for class c: positive_c + sum_{k != c} negative_k; a hard target has exactly 0 for the negative of its own class
     of_others = weighted.sum(1, keepdim=True) - weighted
-    return reduce((weighted * positive + of_others * negative).sum(1), reduction)
+    return reduce((weighted * positive + of_others * negative).sum(1), reduction, target)
 
 
 @register_loss('class_balanced', paper='Cui et al., CVPR 2019', needs=('class_counts',))

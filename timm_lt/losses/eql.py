@@ -14,7 +14,9 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss
+from ._targets import with_valid_labels
+from ._terms import reduce
 
 __all__ = ['eql_loss']
 
@@ -35,9 +37,9 @@ def eql_loss(logits: Tensor, target: Tensor, rare: Tensor, drop: Tensor, reducti
     """
     dropped = drop & rare
     if not target.is_floating_point():
-        dropped = dropped.scatter(1, target[:, None], False)
+        dropped = dropped.scatter(1, with_valid_labels(target)[:, None], False)
         kept = logits.masked_fill(dropped, float('-inf'))
-        return F.cross_entropy(kept, target, reduction=reduction)
+        return reduce(F.cross_entropy(kept, target, reduction='none'), reduction, target)
     # with all terms dropped the own term alone stays: a very small number stands for none
     lowest = torch.finfo(logits.dtype).min
     kept = torch.logsumexp(logits.masked_fill(dropped, lowest), dim=1, keepdim=True)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_option, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss
+from ._targets import num_counted, with_valid_labels
+from ._terms import reduce
 
 __all__ = ['focal_loss']
 
@@ -42,7 +44,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, reduction: st
     """
     if target.is_floating_point():
         return reduce((target * focal_term(-F.log_softmax(logits, dim=1), gamma)).sum(1), reduction)
-    return reduce(focal_term(F.cross_entropy(logits, target, reduction='none'), gamma), reduction)
+    return reduce(focal_term(F.cross_entropy(logits, target, reduction='none'), gamma), reduction, target)
 
 
 @register_loss('focal', paper='Lin et al., ICCV 2017')
@@ -76,9 +78,8 @@ class FocalLoss(LongTailLoss):
         weight = self.class_weight.to(logits.dtype)
         if target.is_floating_point():
             return (target * focal_term(-weight * F.log_softmax(logits, dim=1), self.gamma)).sum(1)
-        return focal_term(weight[target] * F.cross_entropy(logits, target, reduction='none'), self.gamma)
+        cross_entropy = F.cross_entropy(logits, target, reduction='none')
+        return focal_term(weight[with_valid_labels(target)] * cross_entropy, self.gamma)
 
     def normalizer(self, target: Tensor) -> Tensor:
-        if self.variant == 'paper':
-            return super().normalizer(target)
-        return torch.full((), target.shape[0], dtype=torch.float32, device=target.device)
+        return super().normalizer(target) if self.variant == 'paper' else num_counted(target)

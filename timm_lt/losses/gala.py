@@ -27,7 +27,9 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, margin_losses, reduce
+from ._base import LongTailLoss
+from ._targets import num_counted, with_valid_labels
+from ._terms import margin_losses, reduce
 
 __all__ = ['gala_loss']
 
@@ -60,7 +62,7 @@ def gala_loss(
         Loss in nats.
     """
     losses = _losses(logits, target, gradient_sum, lambda1, lambda2, epsilon, variant)
-    return reduce((target * losses).sum(1) if target.is_floating_point() else losses, reduction)
+    return reduce((target * losses).sum(1) if target.is_floating_point() else losses, reduction, target)
 
 
 def _losses(
@@ -81,7 +83,7 @@ def _losses(
     if target.is_floating_point():
         return margin_losses(adjusted, -lambda2 * log_sum) if has_own_margin else -F.log_softmax(adjusted, dim=1)
     if has_own_margin:
-        column = target[:, None]
+        column = with_valid_labels(target)[:, None]
         adjusted.scatter_add_(1, column, lambda2 * log_sum[column])
     return F.cross_entropy(adjusted, target, reduction='none')
 
@@ -161,7 +163,7 @@ class GALALoss(LongTailLoss):
         weight = None if self.class_weight is None else self.class_weight.to(losses.dtype)
         if soft:
             return (losses * (target if weight is None else target * weight)).sum(1)
-        return losses if weight is None else losses * weight[target]
+        return losses if weight is None else losses * weight[with_valid_labels(target)]
 
     @torch.no_grad()
     def _stage(self, losses: Tensor, target: Tensor) -> None:
@@ -174,9 +176,10 @@ class GALALoss(LongTailLoss):
         if target.is_floating_point():
             total[:target.shape[1]] -= (target * minus_gradient).sum(0)
         else:
-            total.index_add_(0, target, minus_gradient, alpha=-1)
+            # the loss of an ignored sample is 0, and so is its gradient
+            total.index_add_(0, with_valid_labels(target), minus_gradient, alpha=-1)
         if total is self.pending:
-            total[-1] += target.shape[0]
+            total[-1] += target.sum() if target.is_floating_point() else num_counted(target)
             if self.statistics_mode == 'immediate':
                 self.commit_statistics()
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_range
-from ._base import LongTailLoss, margin_cross_entropy, margin_losses, reduce
+from ._base import LongTailLoss
+from ._terms import margin_cross_entropy, margin_losses, reduce
 
 __all__ = ['gcl_loss']
 
@@ -61,7 +62,7 @@ def gcl_loss(
         losses = F.cross_entropy(logits, target, reduction='none')
     if focal_gamma:
         losses = (-torch.expm1(-losses.detach())) ** focal_gamma * losses
-    return reduce(losses, reduction)
+    return reduce(losses, reduction, target)
 
 
 @register_loss('gcl', paper='Li et al., CVPR 2022', needs=('class_counts',))

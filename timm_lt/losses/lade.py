@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss
+from ._terms import reduce
 from .balanced_softmax import balanced_softmax_loss
 
 __all__ = ['lade_loss', 'lade_regularizer']

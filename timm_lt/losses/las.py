@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_option, check_range
-from ._base import LongTailLoss, reduce
+from ._base import LongTailLoss
+from ._targets import with_valid_labels
+from ._terms import reduce
 
 __all__ = ['label_aware_smoothing', 'label_aware_smoothing_loss']
 
@@ -63,9 +65,9 @@ def label_aware_smoothing_loss(logits: Tensor, target: Tensor, smooth: Tensor, r
     if target.is_floating_point():
         loss = -(target * (1 - smooth) * log_p).sum(1) + (target @ smooth) * uniform
     else:
-        own = smooth[target]
+        own = smooth[with_valid_labels(target)]
         loss = (1 - own) * F.nll_loss(log_p, target, reduction='none') + own * uniform
-    return reduce(loss, reduction)
+    return reduce(loss, reduction, target)
 
 
 @register_loss('las', paper='Zhong et al., CVPR 2021', needs=('class_counts',))

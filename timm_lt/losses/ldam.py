@@ -13,7 +13,8 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_range
-from ._base import LongTailLoss, margin_cross_entropy, reduce
+from ._base import LongTailLoss
+from ._terms import margin_cross_entropy, reduce
 
 __all__ = ['ldam_loss', 'ldam_margins']
 
@@ -48,7 +49,7 @@ def ldam_loss(
     Returns:
         Loss in nats.
     """
-    return reduce(margin_cross_entropy(scale * cosine, target, scale * margins), reduction)
+    return reduce(margin_cross_entropy(scale * cosine, target, scale * margins), reduction, target)
 
 
 @register_loss('ldam', paper='Cao et al., NeurIPS 2019', needs=('class_counts',))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._capture import InputTap, captured_inputs
-from ..losses._base import sample_losses
+from ..losses._criterion import sample_losses
 from ._tensors import SavedBuffers
 from .closure import BatchClosure
 

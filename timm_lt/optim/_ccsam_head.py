@@ -165,7 +165,7 @@ def class_perturbations(
 
     def radius_and_scale(norm_2: Tensor) -> tuple[Tensor, Tensor]:
         return _radius_and_scale(
-            norm_2, class_size, class_counts[labels].to(dtype), classifier_norm_2, num_parameters, scale)
+            norm_2, class_size, _counts_of(class_counts, labels).to(dtype), classifier_norm_2, num_parameters, scale)
 
     weight_radius, weight_scale = radius_and_scale(weight_norm_2)
     bias_radius, bias_scale = (weight_radius, weight_scale) if variant == 'paper' else radius_and_scale(bias_norm_2)
@@ -202,11 +202,16 @@ def cosine_perturbations(
     tangential_2 = same @ (residuals * ((unit @ unit.T * same) @ residuals)) - radial.square()
     tangential_2 = tangential_2.clamp(min=0)
     radius, weight_scale = _radius_and_scale(
-        tangential_2.sum(1) / class_size.square(), class_size, class_counts[labels].to(dtype), norms.square().sum(),
-        weight.numel(), scale)
+        tangential_2.sum(1) / class_size.square(), class_size, _counts_of(class_counts, labels).to(dtype),
+        norms.square().sum(), weight.numel(), scale)
     return CosinePerturbations(
         unit, residuals, labels, weight_scale, radius, weight_scale[:, None] * radial,
         weight_scale.square()[:, None] * tangential_2)
+
+
+def _counts_of(class_counts: Tensor, labels: Tensor) -> Tensor:
+    """Training images of the class of each sample, (N,); any number for ignored samples, whose residuals are 0."""
+    return class_counts[labels.clamp(0, len(class_counts) - 1)]
 
 
 def _radius_and_scale(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses._base import hold_statistics
+from ..losses._criterion import hold_statistics
 from ._passes import accumulate, part_totals, running_statistics, set_gradients, take_gradients
 from ._stacked import exact_gradients, stacked_gradients
 from ._tensors import SavedBuffers, SavedWeights, average_over_processes
@@ -67,8 +67,7 @@ def whole_batch_gradients(optimizer: Any, closure: Any, radius: float, grad_scal
 def class_aware_gradients(
         optimizer: Any, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
     """Gradients of a method whose parts are known by the classes of the samples."""
-    labels = closure.labels()
-    table = [optimizer.part_weights(label) for label in labels]
+    table = closure.part_table(optimizer.part_weights)
     samples, factors = part_totals(closure, table, optimizer.part_normalizer)
     if optimizer.part_normalizer == 'part':
         table = [w * factors[:, None] for w in table]
@@ -79,7 +78,7 @@ def class_aware_gradients(
         rows.insert(0, [w[kept].sum(0) for w in table])
     params = optimizer._passing(closure)
     closure.zero_grad()
-    if not perturbed and all(torch.allclose(w, torch.ones_like(w), 0, 1e-12) for w in rows[0]):
+    if not rows or not perturbed and all(torch.allclose(w, torch.ones_like(w), 0, 1e-12) for w in rows[0]):
         return closure.mean_pass()
     zeros = [None] * len(params)
     if not perturbed:
@@ -91,8 +90,8 @@ def class_aware_gradients(
         closure.broadcast_buffers()  # DDP would after a pass in which it averages gradients; here it never does
     if coupled and optimizer.batchnorm in ('stacked', 'exact_ascent') and len(rows) > 1:
         return stacked_passes(optimizer, closure, params, table, radii, samples, grad_scale)
-    # a sample that counts in several parts passes once, with one graph for all of them
-    disjoint = all(int((torch.stack(weights) != 0).sum(0).max()) <= 1 for weights in zip(*rows))
+    # a sample that counts in several parts, or in none (ignored), passes once, with one graph for all of them
+    disjoint = all(bool(((torch.stack(weights) != 0).sum(0) == 1).all()) for weights in zip(*rows))
     gradients, mean = accumulate(
         closure, params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled, bare=not coupled)
     total = gradients.pop(0) if kept else zeros
@@ -133,12 +132,14 @@ def stacked_passes(
     if closure.sharded:
         raise ValueError(
             f"batchnorm={optimizer.batchnorm!r} is not possible with sharded parameters; use batchnorm='batch'")
-    if any(bool(((w != 0).sum(0) != 1).any()) for w in table):
+    if any(bool(((w != 0).sum(0) > 1).any()) for w in table):
         raise ValueError(
             f"batchnorm={optimizer.batchnorm!r} needs every sample in one part; those of {type(optimizer).__name__} "
             f"share samples, use batchnorm='batch'")
-    groups, weights = [(w != 0).int().argmax(0) for w in table], [w.sum(0) for w in table]
     present = [k for k, n in enumerate(samples) if n > 0]
+    # ignored samples, which have no part, pass with the first
+    groups = [torch.where((w != 0).any(0), (w != 0).int().argmax(0), present[0]) for w in table]
+    weights = [w.sum(0) for w in table]
     kept: list[dict] = []
     if optimizer.batchnorm == 'exact_ascent':
         gradients, mean = exact_gradients(closure, params, groups, weights, present, kept)

@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..losses._base import mean_normalizer
+from ..losses._criterion import mean_normalizer
 from ._tensors import SavedBuffers
 from .closure import BatchClosure
 

@@ -1,6 +1,6 @@
 """The loss of one batch, as an optimizer may ask for it: whole, or in parts, on as many passes as it needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +11,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..losses._base import mean_normalizer, sample_losses, statistics
+from ..losses._criterion import ignore_index_of, mean_normalizer, sample_losses, statistics
+from ..losses._targets import IGNORE_INDEX
 from ._tensors import is_sharded
 
 __all__ = ['BatchClosure']
@@ -78,9 +79,10 @@ class BatchClosure:
     it for further passes and for the gradients of parts of the batch.
 
     The loss is normalised over the whole window and over all processes: a micro-batch counts by its samples, and a
-    class-weighted loss divides by the sum of the weights in the window. Gradients are averaged across processes by DDP,
-    once per window, or by FSDP2. The statistics that a loss gathers (``losses/_base.py``) are staged on the first pass
-    and held on all others; what takes the step commits them after it, a call of the closure at its end.
+    class-weighted loss divides by the sum of the weights in the window. Samples that the loss ignores (label -100) do
+    not count; several micro-batches in which all are ignored have the loss 0. Gradients are averaged across processes
+    by DDP, once per window, or by FSDP2. The statistics that a loss gathers (``losses/_base.py``) are staged on the
+    first pass and held on all others; what takes the step commits them after it, a call of the closure at its end.
 
     Args:
         model: The model: plain, compiled, in ``DistributedDataParallel`` or sharded by ``fully_shard``; as prepared by
@@ -203,8 +205,8 @@ class BatchClosure:
                     buffer.copy_(values.view_as(buffer))
 
     def labels(self) -> list[Tensor]:
-        """Class of each sample of each micro-batch, on the CPU, from one transfer."""
-        labels = []
+        """Class of each sample of each micro-batch, on the CPU, from one transfer; IGNORE_INDEX for ignored samples."""
+        labels, ignore_index = [], ignore_index_of(self.criterion)
         for target, label in zip(self.targets, self._labels):
             label = target if label is None else label
             if label.is_floating_point():
@@ -213,10 +215,24 @@ class BatchClosure:
                 raise ValueError(
                     f'target must be class numbers, (B,), or floating-point shares of the classes, (B, C); got '
                     f'{tuple(label.shape)} of {label.dtype}')
+            if ignore_index is not None and not target.is_floating_point():
+                label = label.masked_fill((target == ignore_index).to(label.device), IGNORE_INDEX)
             labels.append(label.long())
         if all(label.device.type == 'cpu' for label in labels):
             return labels
         return list(torch.cat(labels).cpu().split([len(label) for label in labels]))
+
+    def part_table(self, part_weights: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Weight of each sample in each part, (P, B) for each micro-batch; ignored samples are in no part.
+
+        Args:
+            part_weights: Gives the weights for the classes of the samples, (B,).
+        """
+        table = []
+        for label in self.labels():
+            ignored = label == IGNORE_INDEX
+            table.append(part_weights(label.masked_fill(ignored, 0)).masked_fill(ignored, 0))
+        return table
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
         """The sum over processes of a small CPU tensor, itself in a single process."""
@@ -237,7 +253,7 @@ class BatchClosure:
                 total = total.to(self.device, copy=True)
                 dist.all_reduce(total, group=self.process_group)
                 total = total / self.world_size
-            self._normalizer = total
+            self._normalizer = total + (total == 0)  # nothing counts: the loss is 0, not 0 / 0
         return self._normalizer
 
     # Passes
@@ -292,9 +308,12 @@ class BatchClosure:
             output = self.model(input)
             if first:
                 self.output.append(logits_of(output).detach())
-            if getattr(self.criterion, 'reduction', 'mean') == 'mean':
+            alone = len(self.targets) == 1 and not self.distributed
+            # a micro-batch whose samples are all ignored has no mean
+            if getattr(self.criterion, 'reduction', 'mean') == 'mean' and (
+                    alone or ignore_index_of(self.criterion) is None):
                 loss = self.criterion(output, target)
-                if len(self.targets) == 1 and not self.distributed:
+                if alone:
                     return loss
                 share = mean_normalizer(self.criterion, target).to(loss.dtype) / self.normalizer().to(loss.dtype)
                 return loss * share

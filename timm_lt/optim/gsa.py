@@ -276,7 +276,7 @@ class GSA(SharpnessAware):
             self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
         if closure.sharded:
             raise ValueError("variant='released' is not possible with sharded parameters; use variant='paper'")
-        table = [self.part_weights(label) for label in closure.labels()]
+        table = closure.part_table(self.part_weights)
         samples, factors = part_totals(closure, table, 'part')
         closure.zero_grad()
         if not any(radii):

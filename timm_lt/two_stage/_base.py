@@ -10,7 +10,7 @@ from torch import Tensor
 from .._capture import captured_inputs
 from .._classifier import find_classifier, kind_of_classifier, replace_classifier
 from .._validate import check_class_counts
-from ..losses._base import mean_normalizer, sample_losses
+from ..losses._criterion import mean_normalizer, sample_losses
 from ..models.cosine_classifier import CosineClassifier
 from ..models.scaled_classifier import ScaledClassifier
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._registry import register_stage2
 from .._validate import check_option, check_range
-from ..losses._base import sample_losses, statistics
+from ..losses._criterion import sample_losses, statistics
 from ._adversarial import VARIANTS, adversarial_features, class_strength, feature_gradients
 from ._base import Stage2Method
 
