@@ -22,6 +22,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import timm_lt  # first: torch's threads then sleep while they wait
+
+# isort: split
+
 import timm
 import torch
 import torch.nn as nn
@@ -42,7 +46,6 @@ from _steps import (
 )
 from _timing import peak_memory, ratios_in_turns
 
-import timm_lt
 from timm_lt.optim import BatchClosure
 from timm_lt.two_stage import classifier_inputs, create_stage2
 

@@ -12,12 +12,15 @@ import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
+import timm_lt  # noqa: F401  first: torch's threads then sleep while they wait
+
+# isort: split
+
 import timm
 import torch
 from _report import Report
 from _timing import timed
 
-import timm_lt  # noqa: F401  registers networks and optimizers
 from timm_lt.data import long_tailed_counts
 from timm_lt.gkp import GKP, capped_indices, images_per_class
 from timm_lt.optim import BatchClosure

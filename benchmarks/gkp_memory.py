@@ -13,6 +13,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import timm_lt  # noqa: F401  first: torch's threads then sleep while they wait
+
+# isort: split
+
 import torch
 from _report import Report
 

@@ -12,12 +12,15 @@ import argparse
 import copy
 from pathlib import Path
 
+import timm_lt  # noqa: F401  first: torch's threads then sleep while they wait
+
+# isort: split
+
 import timm
 import torch
 import torch.nn.functional as F
 from _report import Report
 
-import timm_lt  # noqa: F401  registers networks and optimizers
 from timm_lt.data import long_tailed_counts
 from timm_lt.optim import BatchClosure
 

@@ -26,6 +26,10 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import timm_lt  # first: torch's threads then sleep while they wait
+
+# isort: split
+
 import timm
 import timm.data
 import torch
@@ -35,7 +39,6 @@ from _timing import ratios_in_turns
 from accelerate import Accelerator
 from timm.scheduler import create_scheduler_v2
 
-import timm_lt
 from timm_lt.data import Augmentation, create_dataset, create_train_loader, keep_in_memory
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.trainer import Trainer

@@ -12,11 +12,13 @@ import statistics
 import time
 from pathlib import Path
 
+import timm_lt  # first: torch's threads then sleep while they wait
+
+# isort: split
+
 import torch
 from _report import Report
 from torch.utils.data import RandomSampler
-
-import timm_lt
 
 NUM_CLASSES, NUM_IMAGES, LARGEST, SMALLEST = 8142, 437513, 1000, 2
 

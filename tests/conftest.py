@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+import timm_lt  # noqa: F401  first: torch's threads then sleep while they wait, those of child processes too
+
+# isort: split
+
 import pytest
 import torch
 from paths import GOLDEN

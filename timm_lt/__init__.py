@@ -3,6 +3,10 @@
 import importlib
 from typing import Any
 
+from ._threads import wait_passively
+
+wait_passively()  # before anything loads torch
+
 from . import losses, models, optim, samplers  # noqa: I001  each registers its methods
 from ._timm_hooks import list_networks, register, unregister
 from ._version import __version__
