@@ -1,4 +1,5 @@
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -72,6 +73,15 @@ def test_cutout_sets_a_square_to_the_mean_and_is_cut_at_the_border():
     assert torch.equal((out == 0).all(1), (out == 0).any(1))
 
 
+def test_cutout_paints_black_where_asked():
+    images = torch.full((50, *SIZE), 255, dtype=torch.uint8)
+    mean, black = (augment(cutout=4, cutout_fill=fill)(images, 0, 0) for fill in ('mean', 'black'))
+    level = augment().normalize(torch.zeros(1, *SIZE, dtype=torch.uint8))
+    assert torch.equal(black, torch.where(mean == 0, level, mean))
+    views = augment(cutout=4, cutout_fill='black')(torch.stack([images] * 2, 1), 0, 0)
+    assert torch.equal(views[:, 0], black) and torch.equal(views[:, 1], augment().normalize(images))
+
+
 @pytest.mark.parametrize('remode', ['const', 'rand', 'pixel'])
 def test_random_erasing_follows_its_probability_and_area(remode):
     images = torch.full((2_000, 3, 16, 16), 255, dtype=torch.uint8)
@@ -122,6 +132,7 @@ def test_views_are_normalised_and_only_the_first_is_erased(images):
 
 @pytest.mark.parametrize('options,match', [
     (dict(hflip=1.5), 'hflip'), (dict(padding=-1), 'padding'), (dict(remode='noise'), 'remode'),
+    (dict(cutout_fill='white'), 'cutout_fill'),
 ])
 def test_bad_option_is_refused(options, match):
     with pytest.raises(ValueError, match=match):
@@ -144,7 +155,8 @@ PLAIN = Augmentation((3, 32, 32), MEAN, STD)
 @pytest.mark.parametrize('changes', [
     dict(), dict(crop_mode='none'), dict(crop_mode='rrc'), dict(crop_mode='rkrc'), dict(crop_mode='rkrr'),
     dict(auto_augment='cifar10'), dict(auto_augment='rand-m9-mstd0.5-inc1'), dict(auto_augment='original'),
-    dict(auto_augment='augmix-m3-w2'), dict(color_jitter=0.4), dict(color_jitter=(0.4, 0.4, 0.4, 0.1)),
+    dict(auto_augment='augmix-m3-w2'), dict(auto_augment='trivial'), dict(gaussian_blur_prob=1.),
+    dict(color_jitter=0.4), dict(color_jitter=(0.4, 0.4, 0.4, 0.1)),
     dict(input_size=(3, 20, 24), crop_mode='pad'), dict(input_size=(1, 32, 32)),
     dict(input_size=(1, 32, 32), mean=(0.5,), std=(0.2,), auto_augment='rand-m9-n2', color_jitter=0.4),
 ])
@@ -176,16 +188,15 @@ def test_posterising_to_zero_bits_gives_black(picture):
     assert any(not transform(picture).any() for _ in range(60))
 
 
-def test_batchwise_is_said_of_crop_flip_cutout_and_erasing_only():
-    assert dataclasses.replace(PLAIN, cutout=16, reprob=0.2, vflip=0.1).batchwise
-    for changes in (dict(crop_mode='rrc'), dict(auto_augment='cifar10'), dict(color_jitter=0.4),
-                    dict(grayscale_prob=0.1)):
-        augmentation = dataclasses.replace(PLAIN, **changes)
-        assert not augmentation.batchwise
-        with pytest.raises(ValueError, match='single images'):
-            augmentation.batch_augment(whole=True)
+def test_unknown_crop_mode_is_refused():
     with pytest.raises(ValueError, match='crop_mode'):
         dataclasses.replace(PLAIN, crop_mode='random')
+
+
+def test_images_of_the_input_size_and_channels_are_taken():
+    assert PLAIN.takes((3, 32, 32)) and not PLAIN.takes((3, 32, 40)) and not PLAIN.takes((1, 32, 32))
+    resized = dataclasses.replace(PLAIN, crop_mode='rrc')
+    assert resized.takes((3, 32, 40)) and not resized.takes((1, 32, 32))
 
 
 def test_single_images_and_batches_are_cropped_by_the_same_law():
@@ -196,6 +207,78 @@ def test_single_images_and_batches_are_cropped_by_the_same_law():
     batch = torch.from_numpy(ramp).expand(400, 3, 3, 3)
     whole = augmentation.batch_augment(whole=True)(batch, 0, 0).round().int()
     assert {tuple(i[0].flatten().tolist()) for i in whole} == single and len(single) == 18
+
+
+STRONG = [
+    dict(auto_augment='cifar10', cutout=8), dict(auto_augment='imagenet'), dict(auto_augment='trivial'),
+    dict(auto_augment='rand-m9-mstd0.5-inc1'), dict(auto_augment='v0', interpolation='bicubic'),
+    dict(auto_augment='augmix-m3-w2'), dict(crop_mode='rrc', gaussian_blur_prob=0.5), dict(vflip=0.5),
+    dict(color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2),
+]
+
+
+@pytest.mark.parametrize('changes', STRONG)
+@pytest.mark.parametrize('size', [(3, 32, 32), (1, 13, 20)])
+def test_strong_augmentation_of_whole_batches(changes, size):
+    channels = size[0]
+    augmentation = dataclasses.replace(
+        PLAIN, input_size=size, mean=MEAN[:channels], std=STD[:channels], **changes)
+    images = torch.randint(0, 256, (12, *size), dtype=torch.uint8)
+    before, state = images.clone(), torch.get_rng_state()
+    whole = augmentation.batch_augment(3, whole=True)
+    out = whole(images, 1, 5)
+    assert out.shape == images.shape and out.dtype == torch.float32
+    assert torch.equal(out, whole(images, 1, 5)) and not torch.equal(out, whole(images, 1, 6))
+    assert torch.equal(images, before) and torch.equal(state, torch.get_rng_state())
+    for rank in range(2):  # two processes share the draws of the global batch
+        rows = slice(rank, None, 2)
+        assert torch.equal(whole(images[rows], 1, 5, 12, rows), out[rows])
+    assert torch.equal(whole(images[4:5], 1, 5, 12, slice(4, 5)), out[4:5])
+
+
+def test_whole_batches_crop_and_flip_before_the_policy_and_cut_out_after_it():
+    ones = torch.full((64, 3, 8, 8), 255, dtype=torch.uint8)
+    plain = Augmentation((3, 8, 8), (0.5,) * 3, (0.5,) * 3, padding=2, hflip=0.)
+    policy = dataclasses.replace(plain, auto_augment='cifar10', cutout=4).batch_augment(0, whole=True)
+    policy.views[0][1] = lambda images, draws: 255 - images
+    out = policy(ones, 0, 0)
+    assert set(out.unique().tolist()) == {-1., 0., 1.}  # inverted image, Cutout, inverted black of the crop
+
+
+def test_resized_crops_have_the_areas_and_ratios_of_timm():
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    from timm_lt.data.augment.draws import Draws
+    for width, scale, ratio in ((40, (0.2, 1.0), (0.75, 4 / 3)), (90, (0.9, 1.0), (0.75, 4 / 3))):
+        image = Image.new('RGB', (width, 32))
+        crop = dataclasses.replace(PLAIN, crop_mode='rrc', scale=scale, ratio=ratio).batch_steps()[0]
+        ours = crop.draw_boxes(Draws((0,), 20_000, slice(None)), 32, width).double()
+        random.seed(0)
+        theirs = torch.tensor([
+            RandomResizedCropAndInterpolation.get_params(image, scale, ratio) for _ in range(4_000)]).double().T
+        for mine, reference in zip(ours, theirs):
+            assert abs(mine.mean() - reference.mean()) <= 5 * reference.std() / 4_000 ** 0.5
+            assert abs(mine.std() - reference.std()) <= 0.05 * reference.std()
+            assert abs(mine.min() - reference.min()) <= 3 and abs(mine.max() - reference.max()) <= 3
+
+
+@pytest.mark.parametrize('changes', [dict(), dict(auto_augment='cifar10', cutout=8), dict(input_size=(1, 32, 32))])
+def test_three_views_of_whole_batches_are_those_of_single_images(changes):
+    channels = changes.get('input_size', (3,))[0]
+    augmentation = dataclasses.replace(PLAIN, mean=MEAN[:channels], std=STD[:channels], **changes)
+    images = torch.randint(0, 256, (12, channels, 32, 32), dtype=torch.uint8)
+    views = three_views(augmentation)
+    whole = views.batch_augment(0, whole=True)
+    out = whole(images, 0, 0)
+    assert out.shape == (12, 3, channels, 32, 32)
+    # the first view is what the augmentation makes alone, apart from Cutout, which is drawn after all views
+    alone = dataclasses.replace(augmentation, cutout=0).batch_augment(0, whole=True)(images, 0, 0)
+    same = out[:, 0] == alone
+    assert same.all() if not augmentation.cutout else 0.7 < same.float().mean() < 1
+    assert not torch.equal(out[:, 1], out[:, 2])
+    for rank in range(2):
+        rows = slice(rank, None, 2)
+        assert torch.equal(whole(images[rows], 0, 0, 12, rows), out[rows])
 
 
 def test_three_views_are_one_for_the_classifier_and_two_for_contrast(picture):

@@ -155,8 +155,8 @@ def test_faster_loader_is_taken_where_the_augmentation_allows(memory):
     def kind(dataset, **changes):
         return type(create_train_loader(dataset, sampler(memory), dataclasses.replace(AUGMENTATION, **changes), 4))
 
-    assert kind(memory) is kind(memory, cutout=4, reprob=0.5) is MemoryLoader
-    assert kind(memory, auto_augment='cifar10') is kind(memory, input_size=(3, 16, 16)) is WorkerLoader
+    assert kind(memory) is kind(memory, auto_augment='cifar10', cutout=4, reprob=0.5) is MemoryLoader
+    assert kind(memory, auto_augment='3a') is kind(memory, input_size=(3, 16, 16)) is WorkerLoader
     assert kind(ImageSubset(memory)) is WorkerLoader
 
 
@@ -170,13 +170,15 @@ def test_memory_loader_pairs_images_and_targets(memory):
 
 
 @pytest.mark.parametrize('changes,workers', [
-    (dict(cutout=3), 0), (dict(auto_augment='rand-m9-mstd0.5', cutout=3), 0), (dict(auto_augment='cifar10'), 2),
+    (dict(cutout=3), None), (dict(auto_augment='rand-m9-mstd0.5', cutout=3), None),
+    (dict(auto_augment='rand-m9-mstd0.5', cutout=3), 0), (dict(auto_augment='cifar10'), 2),
 ])
 def test_loader_resumes_in_mid_epoch_and_repeats_epochs(memory, changes, workers):
     augmentation = dataclasses.replace(AUGMENTATION, **changes)
+    dataset = memory if workers is None else ImageSubset(memory)  # whole batches or single images
 
     def make():
-        return create_train_loader(memory, sampler(memory), augmentation, 4, workers=workers)
+        return create_train_loader(dataset, sampler(memory), augmentation, 4, workers=workers or 0)
 
     loader = make()
     loader.set_epoch(0)
@@ -193,15 +195,18 @@ def test_loader_resumes_in_mid_epoch_and_repeats_epochs(memory, changes, workers
 
 def test_worker_count_changes_nothing(memory):
     augmentation = dataclasses.replace(AUGMENTATION, auto_augment='cifar10', color_jitter=0.4, cutout=3)
-    runs = [list(create_train_loader(memory, sampler(memory), augmentation, 4, workers=w)) for w in (0, 1, 2)]
+    files = ImageSubset(memory)
+    runs = [list(create_train_loader(files, sampler(memory), augmentation, 4, workers=w)) for w in (0, 1, 2)]
     assert same(runs[0], runs[1]) and same(runs[0], runs[2])
 
 
+@pytest.mark.parametrize('whole', [True, False])
 @pytest.mark.parametrize('changes', [dict(cutout=3, reprob=0.5), dict(auto_augment='original', cutout=3)])
-def test_two_processes_load_what_one_loads_with_the_double_batch(memory, changes):
+def test_two_processes_load_what_one_loads_with_the_double_batch(memory, changes, whole):
     augmentation = dataclasses.replace(AUGMENTATION, **changes)
-    one = list(create_train_loader(memory, sampler(memory), augmentation, 6))
-    parts = [list(create_train_loader(memory, sampler(memory), augmentation, 3, world=2, rank=r)) for r in range(2)]
+    dataset = memory if whole else ImageSubset(memory)
+    one = list(create_train_loader(dataset, sampler(memory), augmentation, 6))
+    parts = [list(create_train_loader(dataset, sampler(memory), augmentation, 3, world=2, rank=r)) for r in range(2)]
     for step, (input, target) in enumerate(one):
         for rank in range(2):
             assert torch.equal(parts[rank][step][0], input[rank::2])
@@ -215,8 +220,9 @@ def test_loaders_leave_the_global_generators_alone(memory):
     before = states()
     for changes in (dict(), dict(auto_augment='rand-m9-mstd0.5')):
         for workers in (0, 1):
+            dataset = ImageSubset(memory) if workers else memory
             loader = create_train_loader(
-                memory, sampler(memory), dataclasses.replace(AUGMENTATION, **changes), 8, workers=workers)
+                dataset, sampler(memory), dataclasses.replace(AUGMENTATION, **changes), 8, workers=workers)
             list(loader)
     assert states() == before
 
@@ -232,9 +238,10 @@ def test_image_drawn_again_in_an_epoch_is_augmented_anew(changes):
 
 def test_abandoned_epoch_does_not_shift_the_next(memory):
     augmentation = dataclasses.replace(AUGMENTATION, auto_augment='cifar10', cutout=3)
-    expected = list(create_train_loader(memory, sampler(memory), augmentation, 4))
+    files = ImageSubset(memory)
+    expected = list(create_train_loader(files, sampler(memory), augmentation, 4))
     for workers in (0, 1):
-        loader = create_train_loader(memory, sampler(memory), augmentation, 4, workers=workers)
+        loader = create_train_loader(files, sampler(memory), augmentation, 4, workers=workers)
         next(iter(loader))
         assert same(list(loader), expected)
 
@@ -245,9 +252,10 @@ def test_torch_sampler_works_too(memory):
 
 
 def test_three_views_come_as_one_tensor_per_image(memory):
-    loader = create_train_loader(memory, sampler(memory), AUGMENTATION, 4, transform=three_views(AUGMENTATION))
-    input, target = next(iter(loader))
-    assert input.shape == (4, 3, 3, 8, 8) and target.shape == (4,)
+    for dataset, kind in ((memory, MemoryLoader), (ImageSubset(memory), WorkerLoader)):
+        loader = create_train_loader(dataset, sampler(memory), AUGMENTATION, 4, transform=three_views(AUGMENTATION))
+        input, target = next(iter(loader))
+        assert type(loader) is kind and input.shape == (4, 3, 3, 8, 8) and target.shape == (4,)
 
 
 def test_evaluation_is_the_same_from_memory_and_from_files(tmp_path):

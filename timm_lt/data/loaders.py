@@ -225,12 +225,13 @@ def create_train_loader(
         seed: Seed of the augmentation.
         workers: Worker processes where images are transformed one by one.
         drop_last: See :class:`EpochBatches`.
-        transform: Replaces the part of ``augmentation`` for single images, e.g. ``three_views(augmentation)``.
+        transform: Replaces ``augmentation`` up to Cutout, e.g. ``three_views(augmentation)``.
     """
     batches = EpochBatches(sampler, batch_size, world=world, rank=rank, drop_last=drop_last)
-    in_memory = isinstance(dataset, InMemoryImages)
-    if in_memory and transform is None and augmentation.batchwise and dataset.image_size == augmentation.input_size:
-        return MemoryLoader(dataset, batches, augmentation.batch_augment(seed, whole=True), device)
+    views = augmentation if transform is None else transform
+    has_batch_form = isinstance(views, (Augmentation, MultiView))
+    if isinstance(dataset, InMemoryImages) and has_batch_form and views.takes(dataset.image_size):
+        return MemoryLoader(dataset, batches, views.batch_augment(seed, whole=True), device)
     dataset = _with_transform(dataset, augmentation.image_transform() if transform is None else transform)
     return WorkerLoader(dataset, batches, augmentation.batch_augment(seed), device, seed=seed, workers=workers)
 

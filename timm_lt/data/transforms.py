@@ -1,7 +1,11 @@
-"""What is done to training images, split into a part for single images (PIL) and a part for whole batches."""
+"""Training augmentation, split into a part for single images (PIL) and a part for whole batches.
+
+Images in memory go through whole batches wherever each part of the augmentation has a form for them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,11 +16,18 @@ from torchvision import transforms
 
 from .._validate import check_option
 from .augment import BatchAugment
+from .augment.batch_form import batch_form
+from .augment.crop import PaddedCrop, ResizedCrop
+from .augment.resample import FILTERS
 
 __all__ = ['Augmentation', 'MultiView', 'eval_transform', 'three_views']
 
 CROP_MODES = ('pad', 'none', 'rrc', 'rkrc', 'rkrr')
-CIFAR_POLICY = 'cifar10'
+# policies of torchvision beside those of timm, which begin with 'rand', 'augmix', 'v0', 'original' or '3a'
+TORCHVISION_POLICIES = {
+    **{policy.value: partial(transforms.AutoAugment, policy) for policy in transforms.AutoAugmentPolicy},
+    'trivial': transforms.TrivialAugmentWide,
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,11 @@ class Augmentation:
             ``auto_augment``, as in timm.
         color_jitter_prob: Probability of the jitter; None: always.
         grayscale_prob: Probability of grey.
-        auto_augment: timm's AutoAugment, RandAugment or AugMix string, or 'cifar10' for the policy found on CIFAR-10.
+        gaussian_blur_prob: Probability of timm's Gaussian blur (standard deviation 0.1 to 2 pixels); 0 off.
+        auto_augment: timm's AutoAugment, RandAugment or AugMix string, or a policy of torchvision: 'cifar10',
+            'imagenet', 'svhn' (AutoAugment, by the data it was found on) or 'trivial' (TrivialAugment).
         cutout: Side of the Cutout square in pixels; 0 off.
+        cutout_fill: Colour of the square: 'mean' or 'black'.
         reprob: Probability of random erasing.
         remode: 'const', 'rand' or 'pixel'.
     """
@@ -58,35 +72,76 @@ class Augmentation:
     color_jitter: Any = None
     color_jitter_prob: float | None = None
     grayscale_prob: float = 0.
+    gaussian_blur_prob: float = 0.
     auto_augment: str | None = None
     cutout: int = 0
+    cutout_fill: str = 'mean'
     reprob: float = 0.
     remode: str = 'const'
 
     def __post_init__(self) -> None:
         check_option('crop_mode', self.crop_mode, CROP_MODES)
 
-    @property
+    @cached_property
     def batchwise(self) -> bool:
-        """All of it can run on whole batches of images that have the input size."""
-        return (
-            self.crop_mode in ('pad', 'none') and not self.auto_augment and not self.color_jitter
-            and not self.grayscale_prob)
+        """All of it can run on whole batches of images in memory."""
+        return self._batch_crop() is not None and None not in self._batch_colors()
 
-    def batch_augment(self, seed: int = 0, whole: bool = False) -> BatchAugment:
-        """The part for batches: Cutout, erasing and normalisation; with ``whole`` also crop and flips."""
-        move = {}
-        if whole:
-            if not self.batchwise:
-                raise ValueError('colour and automatic augmentation and resized crops work on single images')
-            move = dict(padding=self.padding if self.crop_mode == 'pad' else 0, hflip=self.hflip, vflip=self.vflip)
+    def takes(self, image_size: tuple[int, int, int]) -> bool:
+        """Whole batches of images of this size (channels, height, width) can be augmented."""
+        resized = self.crop_mode == 'rrc' and image_size[0] == self.input_size[0]
+        return self.batchwise and (resized or tuple(image_size) == tuple(self.input_size))
+
+    def batch_augment(
+            self,
+            seed: int = 0,
+            whole: bool = False,
+            more_views: Sequence['Augmentation'] = (),
+    ) -> BatchAugment:
+        """The part for batches: Cutout, erasing and normalisation; with ``whole`` all of it.
+
+        Args:
+            seed: See :class:`BatchAugment`.
+            whole: Also crop, flips, colour and automatic augmentation.
+            more_views: Augmentation of each further view, with ``whole``.
+
+        Raises:
+            ValueError: If ``whole`` is asked for and a part works on single images only.
+        """
+        views = [view.batch_steps() for view in (self, *more_views)] if whole else [[]]
         return BatchAugment(
-            self.mean, self.std, cutout=self.cutout, reprob=self.reprob, remode=self.remode, seed=seed, **move)
+            self.mean, self.std, steps=views[0], more_views=views[1:], cutout=self.cutout,
+            cutout_fill=self.cutout_fill, reprob=self.reprob, remode=self.remode, seed=seed)
 
-    def image_transform(self) -> Callable[[Any], Tensor]:
-        """The part for single images, PIL image to uint8 tensor (C, H, W): crop, flips, colour."""
-        own_policy = self.auto_augment == CIFAR_POLICY
+    def batch_steps(self) -> list[Callable]:
+        """Crop, flips and colour for whole uint8 batches."""
+        if not self.batchwise:
+            raise ValueError(
+                'this augmentation works on single images only: whole batches need crop_mode pad, none or rrc, '
+                'interpolation bilinear or bicubic, and operations that have a form for batches')
+        return [self._batch_crop(), *self._batch_colors()]
+
+    def _batch_crop(self) -> Callable | None:
+        flips = {'hflip': self.hflip, 'vflip': self.vflip}
+        if self.crop_mode in ('pad', 'none'):
+            return PaddedCrop(self.padding if self.crop_mode == 'pad' else 0, **flips)
+        if self.crop_mode == 'rrc' and self.interpolation in FILTERS:
+            crop = self._timm_transforms()[0].transforms[0]
+            return ResizedCrop(crop.size, crop.scale, crop.ratio, self.interpolation, **flips)
+        return None
+
+    def _batch_colors(self) -> list[Callable | None]:
+        return [batch_form(transform) for transform in self._color_transforms()]
+
+    def _color_transforms(self) -> list[Callable[[Image.Image], Image.Image]]:
+        """Automatic augmentation, jitter, grey and blur of single images."""
+        policy = TORCHVISION_POLICIES.get(self.auto_augment)
+        return [*([policy()] if policy else []), *self._timm_transforms()[1].transforms]
+
+    def _timm_transforms(self) -> tuple[transforms.Compose, transforms.Compose]:
+        """timm's crop with flips, and its colour."""
         mean = tuple(self.mean)
+        own_policy = self.auto_augment in TORCHVISION_POLICIES
         crop, color, _ = create_transform(
             self.input_size,
             is_training=True,
@@ -99,23 +154,29 @@ class Augmentation:
             color_jitter=None if own_policy else self.color_jitter,
             color_jitter_prob=self.color_jitter_prob,
             grayscale_prob=self.grayscale_prob,
+            gaussian_blur_prob=self.gaussian_blur_prob,
             auto_augment=None if own_policy else self.auto_augment,
             interpolation=self.interpolation,
             mean=mean if len(mean) == 3 else mean * 3,  # the colour that fills what an RGB image leaves free
             std=tuple(self.std),
         )
+        _allow_posterize_to_zero_bits(color)
+        return crop, color
+
+    def image_transform(self) -> Callable[[Any], Tensor]:
+        """The part for single images, PIL image to uint8 tensor (C, H, W): crop, flips, colour."""
         if self.crop_mode in ('pad', 'none'):
-            crop = transforms.Compose([
+            crop = [
                 _Resize(self.input_size[-2:], self.interpolation),
                 *([transforms.RandomCrop(self.input_size[-2:], self.padding)] if self.crop_mode == 'pad' else []),
                 transforms.RandomHorizontalFlip(self.hflip),
                 transforms.RandomVerticalFlip(self.vflip),
-            ])
-        steps = [_Mode(3), crop, color, _Mode(self.input_size[0]), transforms.PILToTensor()]
-        _allow_posterize_to_zero_bits(color)
-        if own_policy:
-            steps.insert(2, transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10))
-        return transforms.Compose(steps)
+            ]
+        else:
+            crop = self._timm_transforms()[0].transforms
+        channels = self.input_size[0]
+        return transforms.Compose(
+            [_Mode(3), *crop, *self._color_transforms(), _Mode(channels), transforms.PILToTensor()])
 
 
 def _allow_posterize_to_zero_bits(color: transforms.Compose) -> None:
@@ -156,13 +217,27 @@ class _Resize:
 
 
 class MultiView:
-    """Several views of an image: one transform each, stacked to (V, C, H, W)."""
+    """Several views of an image: one augmentation each, stacked to (V, C, H, W).
 
-    def __init__(self, views: Sequence[Callable[[Any], Tensor]]) -> None:
+    Args:
+        views: Augmentation of each view. Cutout and erasing of the first are applied, to the first view.
+    """
+
+    def __init__(self, views: Sequence[Augmentation]) -> None:
         self.views = tuple(views)
+        self._transforms = [view.image_transform() for view in self.views]
 
     def __call__(self, image: Any) -> Tensor:
-        return torch.stack([view(image) for view in self.views])
+        return torch.stack([transform(image) for transform in self._transforms])
+
+    def takes(self, image_size: tuple[int, int, int]) -> bool:
+        """Whole batches of images of this size (channels, height, width) can be augmented."""
+        return all(view.takes(image_size) for view in self.views)
+
+    def batch_augment(self, seed: int = 0, whole: bool = False) -> BatchAugment:
+        """See :meth:`Augmentation.batch_augment`."""
+        first, *others = self.views
+        return first.batch_augment(seed, whole, others)
 
 
 def three_views(augmentation: Augmentation) -> MultiView:
@@ -174,8 +249,8 @@ def three_views(augmentation: Augmentation) -> MultiView:
     """
     contrastive = replace(
         augmentation, crop_mode='rrc', scale=(0.2, 1.0), ratio=None, auto_augment=None,
-        color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2).image_transform()
-    return MultiView([augmentation.image_transform(), contrastive, contrastive])
+        color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)
+    return MultiView([augmentation, contrastive, contrastive])
 
 
 def eval_transform(

@@ -248,8 +248,8 @@ def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> 
         return Augmentation(
             **plain, crop_mode=crop_mode, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
             color_jitter=args.color_jitter, color_jitter_prob=args.color_jitter_prob,
-            grayscale_prob=args.grayscale_prob, auto_augment=args.aa, cutout=args.cutout, reprob=args.reprob,
-            remode=args.remode)
+            grayscale_prob=args.grayscale_prob, gaussian_blur_prob=args.gaussian_blur_prob, auto_augment=args.aa,
+            cutout=args.cutout, cutout_fill=args.cutout_fill, reprob=args.reprob, remode=args.remode)
     except ValueError as e:
         raise ConfigError(f'augmentation: {e}') from e
 

@@ -69,8 +69,13 @@ class AugmentationOptions:
     color_jitter: float | None = option(None, 'strength of the colour jitter; None: none', within='[0, inf)')
     color_jitter_prob: float | None = option(None, 'probability of the colour jitter; None: always', within='[0, 1]')
     grayscale_prob: float = option(0.0, 'probability of a grey image', within='[0, 1]')
-    aa: str | None = option(None, "timm's AutoAugment or RandAugment string, or 'cifar10'")
-    cutout: int = option(0, 'side of the square set to the mean, in pixels', within='[0, inf)')
+    gaussian_blur_prob: float = option(0.0, 'probability of a Gaussian blur', within='[0, 1]')
+    aa: str | None = option(
+        None, "timm's AutoAugment, RandAugment or AugMix string, or a policy of torchvision: 'cifar10', 'imagenet', "
+        "'svhn', 'trivial'")
+    cutout: int = option(0, 'side of the square that Cutout paints over, in pixels', within='[0, inf)')
+    cutout_fill: str = option(
+        'mean', 'colour of the square; official pipelines of CIFAR-LT paint it black', choices=('mean', 'black'))
     reprob: float = option(0.0, 'probability of random erasing', within='[0, 1]')
     remode: str = option(
         'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
