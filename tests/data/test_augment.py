@@ -191,6 +191,8 @@ def test_posterising_to_zero_bits_gives_black(picture):
 def test_unknown_crop_mode_is_refused():
     with pytest.raises(ValueError, match='crop_mode'):
         dataclasses.replace(PLAIN, crop_mode='random')
+    with pytest.raises(ValueError, match='at least 12 pixels a side'):
+        dataclasses.replace(PLAIN, input_size=(3, 11, 32), gaussian_blur_prob=0.5)
 
 
 def test_images_of_the_input_size_and_channels_are_taken():

@@ -30,8 +30,8 @@ from timm_lt.training.options._timm_names import refusal
 
 # timm's options that wait to be taken over
 MISSING = {
-    '--amp', '--amp-dtype', '--aug-repeats', '--checkpoint-hist', '--device', '--eval-metric', '--gaussian-blur-prob',
-    '--log-wandb', '--torchcompile-mode', '--tta', '--wandb-project'}
+    '--amp', '--amp-dtype', '--aug-repeats', '--checkpoint-hist', '--device', '--eval-metric', '--log-wandb',
+    '--torchcompile-mode', '--tta', '--wandb-project'}
 
 
 def flags():

@@ -14,9 +14,10 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms
 
-from .._validate import check_option
+from .._validate import check_option, check_range
 from .augment import BatchAugment
 from .augment.batch_form import batch_form
+from .augment.colour import BLUR_KERNEL
 from .augment.crop import PaddedCrop, ResizedCrop
 from .augment.resample import FILTERS
 
@@ -81,6 +82,11 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         check_option('crop_mode', self.crop_mode, CROP_MODES)
+        check_range('gaussian_blur_prob', self.gaussian_blur_prob, 0, 1)
+        if self.gaussian_blur_prob and min(self.input_size[1:]) <= BLUR_KERNEL // 2:
+            raise ValueError(
+                f'gaussian_blur_prob blurs over {BLUR_KERNEL} pixels, so images need at least {BLUR_KERNEL // 2 + 1} '
+                f'pixels a side, got {self.input_size}')
 
     @cached_property
     def batchwise(self) -> bool:
