@@ -3,7 +3,7 @@ import timm
 import torch
 import torch.nn as nn
 
-from timm_lt.models import CosineClassifier, use_cosine_classifier
+from timm_lt.models import CosineClassifier, cosine_network_args, use_cosine_classifier
 
 
 @pytest.mark.parametrize('scale', [1.0, 16.0])
@@ -97,6 +97,53 @@ def test_cosine_network_is_the_network_with_the_classifier_and_reloads_from_a_fo
         assert torch.equal(again(x), model(x)) and again(x).abs().max() <= 3.0 + 1e-4
     other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=4)
     assert torch.equal(other.conv1[0].weight, model.conv1[0].weight) and other(x).shape == (2, 4)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A folder of a trained ``cosine_network``, and the network."""
+    folder = tmp_path_factory.mktemp('saved')
+    model = timm.create_model(
+        'cosine_network', network='test_resnet', cosine_scale=3.0, learnable_scale=True, num_classes=5).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.01)
+    timm.models.save_for_hf(model, folder)
+    return f'local-dir:{folder}', model
+
+
+@torch.no_grad()
+def test_saved_cosine_network_without_classifier_gives_its_features(saved):
+    source, model = saved
+    x = torch.randn(2, 3, 32, 32)
+    bare = timm.create_model(source, pretrained=True, num_classes=0).eval()
+    assert isinstance(bare.get_classifier(), nn.Identity) and bare.num_classes == 0
+    torch.testing.assert_close(bare(x), model.forward_head(model.forward_features(x), pre_logits=True))
+    bare.reset_classifier(4)
+    head = bare.get_classifier()
+    assert isinstance(head, CosineClassifier) and head.log_scale is not None and bare(x).shape == (2, 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('feature_cls', ['list', 'getter'])
+def test_saved_cosine_network_gives_intermediate_features(saved, feature_cls):
+    source, model = saved
+    x = torch.randn(2, 3, 32, 32)
+    features = timm.create_model(source, pretrained=True, features_only=True, feature_cls=feature_cls).eval()(x)
+    expected = model.forward_intermediates(x, intermediates_only=True)
+    for found, tap in zip(features, expected, strict=True):
+        torch.testing.assert_close(found, tap)
+
+
+def test_hub_folder_of_a_cosine_network_names_the_inner_network():
+    assert cosine_network_args(timm.create_model('cosine_network', network='test_resnet')) == {}
+    changed = use_cosine_classifier(timm.create_model('test_resnet', num_classes=5), scale=2.0)
+    assert cosine_network_args(changed) == {'network': 'test_resnet', 'cosine_scale': 2.0, 'learnable_scale': False}
+
+
+def test_cosine_network_refuses_several_classifiers():
+    with pytest.raises(ValueError, match='exactly one linear classifier.*got Linear and Linear'):
+        timm.create_model('cosine_network', network='deit_tiny_distilled_patch16_224', num_classes=5)
 
 
 def test_use_cosine_classifier_refuses_a_model_without_a_linear_classifier():

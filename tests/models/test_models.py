@@ -61,18 +61,6 @@ def test_reset_classifier_follows_timm(name):
     assert model(x).shape == (1, model.num_features, *model.default_cfg['pool_size'])
 
 
-@pytest.mark.parametrize('name', PARAMETERS)
-@pytest.mark.parametrize('feature_cls', [None, 'getter'])
-def test_features_only_gives_every_stage(name, feature_cls):
-    extra = {} if feature_cls is None else dict(feature_cls=feature_cls)
-    model = timm.create_model(name, features_only=True, **extra).eval()
-    with torch.no_grad():
-        features = model(images(1))
-    assert [f.shape[1] for f in features] == model.feature_info.channels()
-    assert [32 // f.shape[-1] for f in features] == model.feature_info.reduction()
-    assert not any('fc' in n for n, _ in model.named_parameters())
-
-
 def test_both_kinds_of_features_only_agree():
     a = timm.create_model('resnet20_cifar', features_only=True, out_indices=(1, 2)).eval()
     b = timm.create_model('resnet20_cifar', features_only=True, out_indices=(1, 2), feature_cls='getter').eval()
@@ -147,18 +135,6 @@ def test_drop_rate_drops_features_in_training_only():
     hidden = model.train().forward_head(features, pre_logits=True)
     assert (hidden == 0).any() and (hidden == 2).any()
     assert (model.eval().forward_head(features, pre_logits=True) == 1).all()
-
-
-def test_grad_checkpointing_gives_the_same_gradient():
-    model = timm.create_model('resnet20_cifar', norm_layer='groupnorm')
-    x = images()
-    gradients = []
-    for enable in (False, True):
-        model.set_grad_checkpointing(enable)
-        model.zero_grad()
-        model(x).logsumexp(1).sum().backward()
-        gradients.append(model.conv1.weight.grad.clone())
-    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize('name', PARAMETERS)

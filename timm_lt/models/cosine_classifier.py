@@ -14,6 +14,7 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.models import register_notrace_module
 from torch import Tensor
 
 from .._classifier import find_classifier, kind_of_classifier, replace_classifier
@@ -36,6 +37,8 @@ class CosineClassifier(nn.Module):
         >>> head(torch.randn(2, 64)).shape
         torch.Size([2, 10])
     """
+
+    __jit_unused_properties__ = ['scale']  # TorchScript has no property that is a number or a tensor
 
     def __init__(
             self,
@@ -69,8 +72,15 @@ class CosineClassifier(nn.Module):
     def scale(self) -> float | Tensor:
         return self.initial_scale if self.log_scale is None else self.log_scale.exp()
 
+    def scaled_cosines(self, x: Tensor) -> Tensor:
+        """Logits (..., C) of features (..., D)."""
+        cosines = F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+        if self.log_scale is not None:
+            return cosines * self.log_scale.exp()
+        return cosines * self.initial_scale
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1)) * self.scale
+        return self.scaled_cosines(x)
 
     def extra_repr(self) -> str:
         scale = torch.as_tensor(self.scale).item()
@@ -79,11 +89,14 @@ class CosineClassifier(nn.Module):
             f'learnable={self.log_scale is not None}')
 
 
+@register_notrace_module  # torch.fx cannot follow the number of dimensions
 class _ConvCosineClassifier(CosineClassifier):
     """Stands in for a 1x1 convolution: takes pooled features (B, D, H, W) too."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1) if x.ndim == 4 else super().forward(x)
+        if x.ndim == 4:
+            return self.scaled_cosines(x.movedim(1, -1)).movedim(-1, 1)
+        return self.scaled_cosines(x)
 
 
 def create_head(

@@ -4,6 +4,7 @@ A saved folder names a network of the registry and its arguments. No network of 
 argument, so a folder of one that was given it (:func:`timm_lt.models.use_cosine_classifier`) names this one.
 """
 
+import functools
 from typing import Any
 
 import timm
@@ -39,13 +40,22 @@ def cosine_network(
         cosine_scale: See :class:`CosineClassifier`.
         learnable_scale: See :class:`CosineClassifier`.
         pretrained_cfg_overlay, cache_dir, pretrained_model_args: Given by ``timm.create_model``.
-        **kwargs: Arguments of ``network``.
+        **kwargs: Arguments of ``network``. Without a classifier (``num_classes=0``, ``features_only=True``) it is the
+            network itself; ``reset_classifier`` gives a fresh cosine classifier.
+
+    Raises:
+        ValueError: If the classifier is not one linear layer.
     """
     saved = isinstance(pretrained_cfg, dict) and pretrained_cfg.get('source') in ('local-dir', 'hf-hub')
-    model = timm.create_model(
-        network, pretrained=pretrained and not saved, pretrained_cfg_overlay=pretrained_cfg_overlay,
-        cache_dir=cache_dir, **kwargs)
-    use_cosine_classifier(model, cosine_scale, learnable_scale)
+    create = functools.partial(
+        timm.create_model, network, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, **kwargs)
+    if kwargs.get('features_only'):  # these have no classifier
+        return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg if saved else None)
+    model = create(pretrained=pretrained and not saved)
+    model.__class__ = _with_cosine_reset(type(model))
+    model.cosine_options = {'scale': cosine_scale, 'learnable': learnable_scale}
+    if model.num_classes > 0:
+        use_cosine_classifier(model, **model.cosine_options)
     model.pretrained_cfg = model.default_cfg = {
         **model.pretrained_cfg, **(pretrained_cfg if saved else {}), 'architecture': 'cosine_network'}
     if pretrained and saved:
@@ -54,10 +64,35 @@ def cosine_network(
     return model
 
 
+class _CosineReset:
+    """Base class, before that of timm, of a network whose fresh classifiers are cosine classifiers."""
+
+    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        """A fresh cosine classifier; none for ``num_classes`` 0. Further arguments are those of timm's network."""
+        super().reset_classifier(num_classes, *args, **kwargs)
+        if num_classes > 0:
+            use_cosine_classifier(self, **self.cosine_options)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        state = super().__reduce_ex__(protocol)[2]
+        return _empty_network, (type(self).__mro__[2],), state  # pickle finds a class by name; this one has none
+
+
+@functools.cache
+def _with_cosine_reset(network_class: type) -> type:
+    name = f'Cosine{network_class.__name__}'
+    return type(name, (_CosineReset, network_class), {'__module__': network_class.__module__})
+
+
+def _empty_network(network_class: type) -> nn.Module:
+    cls = _with_cosine_reset(network_class)
+    return cls.__new__(cls)
+
+
 def cosine_network_args(model: nn.Module) -> dict[str, Any]:
     """Arguments that rebuild a network of timm which :func:`use_cosine_classifier` has changed; empty for others."""
     head = find_classifier(model)
-    if not isinstance(head, CosineClassifier):
+    if not isinstance(head, CosineClassifier) or isinstance(model, _CosineReset):  # that one has its arguments
         return {}
     return {
         'network': model.pretrained_cfg['architecture'], 'cosine_scale': head.initial_scale,

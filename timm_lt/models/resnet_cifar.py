@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import GroupNorm, SelectAdaptivePool2d, get_device_dtype, get_norm_layer
@@ -87,9 +88,9 @@ class OptionABlock(nn.Module):
         shortcut = x
         if self.stride > 1:
             shortcut = shortcut[:, :, ::self.stride, ::self.stride]
-        if self.new_chs:
+        if self.new_chs > 0:
             before = self.new_chs // 2
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, before, self.new_chs - before))
+            shortcut = F.pad(shortcut, [0, 0, 0, 0, before, self.new_chs - before])
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
         return self.act2(x + shortcut)
@@ -150,21 +151,26 @@ class CifarResNet(nn.Module):
         self.fc = create_head(self.head_hidden_size, num_classes, cosine_scale, **dd)
         self.init_weights()
 
+    @torch.jit.ignore
     def init_weights(self) -> None:
         """He et al. initialisation of the convolutions; the classifier keeps its own."""
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
 
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {'fc.log_scale'}
 
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r'^conv1|^bn1', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
 
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
         return 'fc' if name_only else self.fc
 
@@ -176,9 +182,6 @@ class CifarResNet(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.fc = create_head(self.head_hidden_size, num_classes, self.cosine_scale, **dd).train(self.training)
-
-    def _stages(self) -> list[nn.Module]:
-        return [self.layer1, self.layer2, self.layer3]
 
     def forward_intermediates(
             self,
@@ -195,9 +198,9 @@ class CifarResNet(nn.Module):
         take_indices = _take_indices(indices)
         x = self.act1(self.bn1(self.conv1(x)))
         intermediates = [x] if 0 in take_indices else []
-        stages = self._stages()
+        stages = [self.layer1, self.layer2, self.layer3]
         for i, stage in enumerate(stages[:max(take_indices)] if stop_early else stages, start=1):
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
             if i in take_indices:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -221,10 +224,12 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
-        if self.grad_checkpointing:
-            return checkpoint_seq(self._stages(), x, flatten=True)
-        for stage in self._stages():
-            x = stage(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        else:
+            x = self.layer1(x)
+            x = self.layer2(x)
+            x = self.layer3(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -265,6 +270,7 @@ class CifarResNet34(ResNet):
         if cosine_scale is not None:
             self.reset_classifier(self.num_classes)
 
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {'fc.log_scale'}
 
