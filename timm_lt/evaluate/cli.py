@@ -29,7 +29,8 @@ from .openset import SCORES
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m timm_lt.evaluate', description='Evaluate a checkpoint on a long-tailed data set.',
-        epilog="'python -m timm_lt.evaluate compare RUN_DIR RUN_DIR ...' compares runs; the first is the baseline.")
+        epilog="'python -m timm_lt.evaluate compare RUN_DIR RUN_DIR ...' compares runs; the first is the baseline. "
+               "'python -m timm_lt.evaluate report RUN_DIR' draws the report and the model card of a run again.")
     add = parser.add_argument
     add('--checkpoint', required=True, metavar='NAME',
         help='run or checkpoint folder, local-dir:FOLDER, hf-hub:USER/NAME, timm model name, or weights file')
@@ -72,6 +73,26 @@ def build_compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def build_report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m timm_lt.evaluate report',
+        description="Write a run's report.html, plots/ and model card again, from its metrics and predictions.")
+    parser.add_argument('run', metavar='RUN_DIR')
+    return parser
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """``report.html`` and ``plots/`` of a run, and the model card where there is a ``hub/``; returns the page."""
+    from ..hub import HubError, write_hub_card
+    page = write_report(run_dir)
+    if (run_dir / 'hub').is_dir():
+        try:
+            write_hub_card(run_dir)
+        except HubError as e:
+            raise EvaluationError(str(e)) from e
+    return page
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; 2 for what the user can mend, in one sentence."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -80,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = build_compare_parser().parse_args(argv[1:])
             path = write_comparison(args.runs, args.output, bootstrap=args.bootstrap, seed=args.seed)
             sys.stdout.write(f'{printable(path)}\n')
+        elif argv[:1] == ['report']:
+            sys.stdout.write(f'{printable(write_run_report(Path(build_report_parser().parse_args(argv[1:]).run)))}\n')
         else:
             evaluate_checkpoint(build_parser().parse_args(argv))
     except (ValueError, OSError) as e:

@@ -4,11 +4,11 @@
 """
 
 from .errors import HubError
-from .folder import write_hub_folder
+from .folder import write_hub_card, write_hub_folder
 from .loading import Checkpoint, load, shipped
 from .remote import check_repo_id, has_token, list_remote, pull, push
 
 __all__ = [
     'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list_remote', 'load', 'pull', 'push', 'shipped',
-    'write_hub_folder',
+    'write_hub_card', 'write_hub_folder',
 ]

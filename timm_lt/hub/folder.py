@@ -32,7 +32,7 @@ from .card import write_card
 from .errors import HubError
 from .weights import DTYPES, WEIGHTS, write_manifest
 
-__all__ = ['write_hub_folder']
+__all__ = ['write_hub_card', 'write_hub_folder']
 
 # where and how a run was carried out, not what it computed
 PRIVATE_OPTIONS = (
@@ -49,6 +49,7 @@ def write_hub_folder(
         data_config: dict[str, Any] | None = None,
         posthoc: PostHoc | None = None,
         dtype: str = 'float32',
+        card: bool = True,
 ) -> Path:
     """Write ``run_dir/hub`` from the files of a run; the folder appears whole or not at all.
 
@@ -61,6 +62,7 @@ def write_hub_folder(
         posthoc: Correction to apply to the logits; None takes that of ``posthoc.json``.
         dtype: Type the weights are stored in: ``'float32'``, ``'float16'`` or ``'bfloat16'``. Loading copies them
             into the float32 model. The figures stay those of the run, measured before rounding; ``protocol`` says so.
+        card: Also write the model card and copy the plots; else :func:`write_hub_card` adds them later.
 
     Returns:
         The folder.
@@ -100,19 +102,49 @@ def write_hub_folder(
     (new / 'metrics.json').write_text(json.dumps(metrics, indent=1) + '\n', encoding='utf-8')
     if posthoc is not None:
         (new / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
-    plots = sorted((run_dir / 'plots').glob('*.png')) if (run_dir / 'plots').is_dir() else []
-    for plot in plots:
-        (new / 'plots').mkdir(exist_ok=True)
-        shutil.copy(plot, new / 'plots' / plot.name)
-    write_card(new, recipe, metrics, distribution, posthoc)
+    if card:
+        _decorate(new, run_dir / 'plots')
     _replace(new, run_dir / 'hub')
     return run_dir / 'hub'
 
 
-def _read_run(run_dir: Path) -> tuple[ClassDistribution, dict[str, Any], dict[str, Any]]:
+def write_hub_card(run_dir: str | Path) -> Path:
+    """Write the model card of ``run_dir/hub``, with the run's plots where they show the stored network.
+
+    Args:
+        run_dir: A run folder with ``hub/``.
+
+    Returns:
+        The card.
+
+    Raises:
+        HubError: If there is no ``hub/``, or a file of it is missing or unreadable.
+    """
+    run_dir = Path(run_dir)
+    figures = [_read_run(folder, options)[2].get('per_class')
+               for folder, options in ((run_dir, 'args.yaml'), (run_dir / 'hub', 'recipe.yaml'))]
+    # plots of another classifier than the stored one would not be its evidence
+    return _decorate(run_dir / 'hub', run_dir / 'plots' if figures[0] == figures[1] else None)
+
+
+def _decorate(folder: Path, plots: Path | None) -> Path:
+    """Plots and card of a hub folder, the card from the folder's own files."""
+    distribution, recipe, metrics = _read_run(folder, 'recipe.yaml')
+    posthoc = None
+    if (folder / 'posthoc.json').is_file():
+        posthoc = PostHoc.from_dict(json.loads((folder / 'posthoc.json').read_text(encoding='utf-8')))
+    for plot in sorted(plots.glob('*.png')) if plots is not None else []:
+        (folder / 'plots').mkdir(exist_ok=True)
+        shutil.copy(plot, folder / 'plots' / plot.name)
+    write_card(folder, recipe, metrics, distribution, posthoc)
+    return folder / 'README.md'
+
+
+def _read_run(
+        run_dir: Path, options_file: str = 'args.yaml') -> tuple[ClassDistribution, dict[str, Any], dict[str, Any]]:
     try:
         distribution = ClassDistribution.from_json(run_dir / 'class_distribution.json')
-        options = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
+        options = yaml.safe_load((run_dir / options_file).read_text(encoding='utf-8'))
         metrics = json.loads((run_dir / 'metrics.json').read_text(encoding='utf-8'))
     except FileNotFoundError as e:
         raise HubError(f'{run_dir} is no finished run: {Path(e.filename).name} is missing') from e

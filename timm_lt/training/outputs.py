@@ -84,10 +84,16 @@ class RunFolder:
             write_report(self.path)
 
     def write_hub(self, model: nn.Module, model_args: dict[str, Any], data_config: dict[str, Any]) -> None:
-        """``hub/``, see :mod:`timm_lt.hub.folder`; the other files of the run must stand."""
+        """``hub/`` without its card and plots, see :mod:`timm_lt.hub.folder`, from the other files of the run."""
         if self.writes:
             from ..hub import write_hub_folder
-            write_hub_folder(self.path, model, model_args=model_args, data_config=data_config)
+            write_hub_folder(self.path, model, model_args=model_args, data_config=data_config, card=False)
+
+    def write_card(self) -> None:
+        """Card and plots of ``hub/``, from the files there and the plots of the run."""
+        if self.writes:
+            from ..hub import write_hub_card
+            write_hub_card(self.path)
 
     def _text(self, name: str, text: str) -> None:
         if self.writes:

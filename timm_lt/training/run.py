@@ -15,24 +15,37 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
 from .._unwrap import finished_model
-from ..data import ImageReadError
-from ..hub import HubError, has_token, push
+from ..hub import has_token, push
 from . import build
 from .allocator import keep_freed_memory
-from .checkpoint import CheckpointError, check_same_configuration, load_checkpoint
+from .checkpoint import check_same_configuration, load_checkpoint
 from .config import ConfigError, one_line, parse_args
 from .correction import check_classifier, check_correction, correct
 from .data import DataParts, build_data, build_loaders, gkp_loader
+from .ending import (
+    MENDABLE,
+    MISSING_ORNAMENT,
+    IncompleteRun,
+    command_to_go_on,
+    nothing_is_lost,
+    speaks,
+    write_ornaments,
+)
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .figures import final_metrics, metrics_of_both, split_rule, summary_table
 from .outputs import RunFolder, choose_folder, default_experiment
-from .trainer import Trainer, TrainingError
+from .trainer import Trainer
 
 _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``train_lt.py``. Returns the exit status; 2 for what the user can mend, in one message."""
+    """Entry point of ``train_lt.py``.
+
+    Returns:
+        The exit status, see :mod:`timm_lt.training.ending`; 2 for what the user can mend, in one message.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
         args = parse_args(argv)
         level = logging.WARNING if args.quiet else logging.INFO
@@ -40,15 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         for noisy in ('httpx', 'datasets', 'timm', 'accelerate', 'fsspec', 'matplotlib', 'PIL'):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         run(args)
-    except (ConfigError, CheckpointError, TrainingError, ImageReadError, HubError) as e:
-        sys.stderr.write(f'train_lt.py: error: {e}\n')
-        return 2
+    except IncompleteRun as e:
+        return _stop(e, f'{"warning" if e.status == MISSING_ORNAMENT else "error"}: {e}', e.status)
     except (OSError, SafetensorError) as e:  # a full disk, a lost folder
-        sys.stderr.write(
-            f'train_lt.py: error: could not read or write: {one_line(e)}. Whole checkpoints are kept: mend that (free '
-            f'some space, choose another --output), then go on with --resume auto\n')
-        return 2
+        return _stop(
+            e, f'error: could not read or write: {one_line(e)}. Whole checkpoints are kept: mend that (free some '
+            f'space, choose another --output), then go on with --resume auto')
+    except MENDABLE as e:
+        return _stop(e, f'error: {e}')
+    except KeyboardInterrupt as e:
+        return _stop(e, f'interrupted; go on with: {command_to_go_on(argv)}', 130)
     return 0
+
+
+def _stop(error: BaseException, message: str, status: int = 2) -> int:
+    """Say once over all processes why the run ends; returns the exit status."""
+    if speaks(error):
+        sys.stderr.write(f'train_lt.py: {message}\n')
+    return status
 
 
 def run(args: Namespace) -> dict[str, Any]:
@@ -59,6 +81,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
     Raises:
         ConfigError, ImageReadError, CheckpointError, TrainingError, HubError: Each with a message that says what to do.
+        IncompleteRun: If something failed after training; weights are on disk.
     """
     build.check_names(args)
     if args.posthoc:
@@ -103,10 +126,42 @@ def run(args: Namespace) -> dict[str, Any]:
     _announce(args, accelerator, data, model, folder)
 
     trainer.fit()
+    with nothing_is_lost(folder):
+        metrics = _evaluate_and_write(
+            args, accelerator, folder, trainer, data, model_args, data_config, test_loader, rule)
+    missing = write_ornaments(folder)
+    if accelerator.is_main_process:
+        sys.stdout.write(summary_table(metrics, folder.path))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
+        # gloo's threads outlive the group (DistributedDataParallel holds it) and abort a process that exits while one
+        # still waits for the interpreter to let go of its last tensor
+        time.sleep(0.1)
+    if missing:
+        raise IncompleteRun(missing + (', then push it' if args.push_to_hub else ''), MISSING_ORNAMENT)
+    if args.push_to_hub and folder.writes:
+        address = push(folder.path, args.push_to_hub, private=args.private or None, revision=args.revision)
+        sys.stdout.write(f'on the Hub: {address}\n')
+    return metrics
+
+
+def _evaluate_and_write(
+        args: Namespace,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        trainer: Trainer,
+        data: DataParts,
+        model_args: dict[str, Any],
+        data_config: dict[str, Any],
+        test_loader: Any,
+        rule: str,
+) -> dict[str, Any]:
+    """Second stage, correction and figures of a trained model; writes weights, metrics and predictions."""
     reported_epoch, chosen_by = choose_epoch(trainer, accelerator, folder)
     tested = exported = finished_model(trainer.eval_model)
     logits, targets = evaluate(tested, test_loader, accelerator)
-    metrics = final_metrics(args, accelerator, trainer, data, model, logits, targets, rule, reported_epoch, chosen_by)
+    metrics = final_metrics(args, accelerator, trainer, data, tested, logits, targets, rule, reported_epoch, chosen_by)
     figures_of_exported, first_logits = metrics, logits
     if args.stage2:
         second = run_second_stage(args, folder, tested, data, data_config, rule)
@@ -122,24 +177,11 @@ def run(args: Namespace) -> dict[str, Any]:
         for place, network, scores, figures in networks:
             figures |= correct(args, place, network, scores, targets, data, data_config, rule, accelerator)
     folder.write_predictions(logits, targets)
-    if figures_of_exported is not metrics:  # the card of the model must not claim the figures of another head
-        folder.write_metrics(figures_of_exported)
+    folder.write_metrics(figures_of_exported)  # the card of the model must not claim the figures of another head
+    try:
         folder.write_hub(exported, model_args, data_config)
-    folder.write_metrics(metrics)
-    folder.write_report()
-    if figures_of_exported is metrics:
-        folder.write_hub(exported, model_args, data_config)
-    if accelerator.is_main_process:
-        sys.stdout.write(summary_table(metrics, folder.path))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
-        # gloo's threads outlive the group (DistributedDataParallel holds it) and abort a process that exits while one
-        # still waits for the interpreter to let go of its last tensor
-        time.sleep(0.1)
-    if args.push_to_hub and folder.writes:
-        address = push(folder.path, args.push_to_hub, private=args.private or None, revision=args.revision)
-        sys.stdout.write(f'on the Hub: {address}\n')
+    finally:
+        folder.write_metrics(metrics)
     return metrics
 
 
