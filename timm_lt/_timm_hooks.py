@@ -111,7 +111,7 @@ def _loader_wrapper(original: Callable) -> Callable:
         loader = original(dataset, *args, **kwargs)
         if sampler is None:
             return loader
-        from .data.loader import with_sampler
+        from .data import with_sampler
         return with_sampler(loader, sampler, distributed=kwargs.get('distributed', False))
 
     return create_loader

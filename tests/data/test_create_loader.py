@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 import timm_lt
 from timm_lt._timm_hooks import _originals
-from timm_lt.data.loader import with_sampler
+from timm_lt.data import with_sampler
 
 COUNTS = {'ant': 12, 'bee': 5, 'cat': 1}
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from image_files import make_folder, save_image
 from PIL import Image
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from torchvision.datasets import FakeData, ImageFolder
@@ -21,18 +22,6 @@ from timm_lt.data import (
     get_targets,
     read_sample,
 )
-
-
-def save_image(path, value=0, size=(8, 8)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', size, (value,) * 3).save(path)
-
-
-def make_folder(root, counts, start=0):
-    for name, n in counts.items():
-        for i in range(n):
-            save_image(root / name / f'{i}.png', start + i)
-    return root
 
 
 @pytest.fixture
@@ -254,8 +243,8 @@ def test_class_folder_without_an_image_is_refused_in_the_training_part_only(fold
     with pytest.raises(ValueError, match=r"train has class folder\(s\) without an image: \['dog'\]"):
         create_dataset('', folder, 'train')
     assert len(create_dataset('', folder, 'val', class_names=['ant', 'bee', 'cat'])) == 3
-    save_image(folder / 'train' / 'dog' / 'small' / '1.png')  # classes may lie deeper
-    assert create_dataset('', folder, 'train').class_names == ['ant', 'bee', 'cat', 'small']
+    save_image(folder / 'train' / 'dog' / 'small' / '1.png')  # images may lie deeper
+    assert create_dataset('', folder, 'train').class_names == ['ant', 'bee', 'cat', 'dog']
 
 
 @pytest.mark.parametrize('option', ['input_key', 'target_key'])

@@ -44,6 +44,7 @@ class ImageSubset(Subset):
         targets: Labels, (N,), int64.
         class_names: Names in label order, or None.
         transform: Transform of the images; setting it sets it in this subset only.
+        found: What the reader of the whole dataset found and left out (:class:`Found`), or None.
     """
 
     def __init__(self, dataset: Any, indices: Sequence[int] | Tensor | None = None) -> None:
@@ -58,7 +59,9 @@ class ImageSubset(Subset):
                 f'indices must be in [0, {len(dataset) - 1}], got {int(chosen.min())} to {int(chosen.max())}')
         self.targets = targets[chosen]
         self.class_names = class_names
-        while isinstance(dataset, Subset):  # one level only, so that the copy below reaches the transform
+        self.found = getattr(dataset, 'found', None)
+        # one level only, so that the copy below reaches the transform; a subset that changes its samples stays
+        while type(dataset).__getitem__ in (Subset.__getitem__, ImageSubset.__getitem__):
             chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)[chosen]
             dataset = dataset.dataset
         super().__init__(copy.copy(dataset), chosen.tolist())

@@ -1,7 +1,6 @@
 """The parts of a data set that an evaluation reads, and which of them hold images in common."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ..class_distribution import ClassDistribution
 from ..data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
-from ..data.factory import DIGITS, SPLIT_NAMES, numbers_its_own_classes
+from ..data.factory import create_reader
 from .network import EvaluationError, Network, collect
 
 
@@ -63,26 +62,18 @@ class Data:
         return part[1]
 
     def share_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
-        """Whether two parts hold an image in common: by the names of their files, else by the parts' names."""
-        name = self.args.dataset
-        if numbers_its_own_classes(name):
-            return not _files(one[1]).isdisjoint(_files(two[1]))
-        first, second = usual_name(one[0]), usual_name(two[0])
-        if name == DIGITS or name.startswith('torch/'):  # two parts: every name but that of training is the other one
-            return (first == 'train') == (second == 'train')
-        return first == second
+        """Whether two parts hold an image in common, as far as the reader of the data set can tell."""
+        return create_reader(self.args.dataset, self.args.data_dir).shares_images(one, two)
 
     def known(self, split: str) -> Any:
         """Images of a part, with the classes of the network."""
         name = self.args.dataset
-        own = numbers_its_own_classes(name)
-        options = {'class_names': self.class_names} if own and self.class_names else {}
-        dataset = self._create(name, self.args.data_dir, split, **options)
+        dataset = self._create(name, self.args.data_dir, split, class_names=self.class_names)
         names, classes = get_class_names(dataset), self.network.num_classes
         found = max(len(names) if names else 0, int(dataset.targets.max()) + 1)
         if found > classes or (names and len(names) != classes):
             raise EvaluationError(f'{name or self.args.data_dir} has {found} classes, but the network has {classes}')
-        if names and self.class_names and not own and list(names) != list(self.class_names):
+        if names and self.class_names and list(names) != list(self.class_names):
             c = next(c for c in range(classes) if names[c] != self.class_names[c])
             differ = f'class {c} is {names[c]!r} in the data set and {self.class_names[c]!r} in the checkpoint'
             if not self.args.ignore_class_names:
@@ -120,17 +111,11 @@ class Data:
 
 def _check_root(name: str, root: str | None, option: str) -> None:
     """Refuse a missing folder before the data set looks for its parts there."""
-    stored = numbers_its_own_classes(name) or name.startswith('torch/')
+    try:
+        stored = create_reader(name, root).stored
+    except TypeError as e:  # a dataset that only streams
+        raise EvaluationError(str(e)) from e
     if stored and root is None:
         raise EvaluationError(f'data set {name!r} needs the folder of its images: {option} DIR')
     if stored and not Path(root).is_dir():
         raise EvaluationError(f'there is no folder {root} ({option})')
-
-
-def usual_name(split: str) -> str:
-    """'train', 'validation' or 'test' for a part of one of their names, else the name itself."""
-    return next((part for part, names in SPLIT_NAMES.items() if split in names), split)
-
-
-def _files(dataset: Any) -> set[str]:
-    return {os.path.realpath(dataset.filename(i, absolute=True)) for i in range(len(dataset))}

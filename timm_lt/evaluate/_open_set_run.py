@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..class_distribution import ClassDistribution
-from ._data import Data, usual_name
+from ..data.parts import usual_part
+from ._data import Data
 from .network import EvaluationError
 from .openset import UNKNOWN, choose_threshold, class_prototypes, open_set_report, open_set_scores
 
@@ -42,7 +43,7 @@ def open_set(
     prototypes = None
     if prototype:
         train = (val_features, val_targets)
-        if usual_name(part) != 'train':
+        if usual_part(part) != 'train':
             images = data.apart('prototypes cannot be taken', 'train', tested)
             _, train_targets, train_features = data.collect(images, 'prototypes', True)
             train = (train_features, train_targets)
@@ -64,7 +65,7 @@ def open_set(
 
         chosen = choose_threshold(scores(val_logits, val_features))
         chosen['rule'] = f'keeps 95% of the images of part {part!r}; no unknown image seen' + (
-            '; training images, whose scores are higher than those of new ones' if usual_name(part) == 'train' else '')
+            '; training images, whose scores are higher than those of new ones' if usual_part(part) == 'train' else '')
         found = open_set_report(
             scores(everything, features), predictions, labels, threshold=chosen, score=score,
             class_counts=distribution, split_rule=rule)

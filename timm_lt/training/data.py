@@ -23,7 +23,6 @@ from ..data import (
     get_class_names,
     keep_in_memory,
     long_tailed_subset,
-    numbers_its_own_classes,
     split_validation,
     three_views,
 )
@@ -80,9 +79,8 @@ def build_data(args: Namespace) -> DataParts:
 
 def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
     def part(split: str, class_names: list[str] | None = None) -> Any:
-        # folders and lists number the classes of each part anew unless they are told the names
-        named = {'class_names': class_names} if class_names and numbers_its_own_classes(name) else {}
-        return create_dataset(name, args.data_dir, split, **named, **options)
+        return create_dataset(
+            name, args.data_dir, split, class_names=class_names, bad_images=args.bad_images, **options)
 
     train = part(args.train_split, read_class_map(args.class_map, name, options) if args.class_map else None)
     names = get_class_names(train)

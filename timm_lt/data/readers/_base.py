@@ -1,0 +1,68 @@
+"""Interface of a dataset reader."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..._validate import check_option
+from ..parts import usual_part
+from ..unreadable import BAD_IMAGES
+
+
+class DatasetReader:
+    """One dataset, known by its name, from which parts are read.
+
+    A subclass names its options as keyword arguments of ``__init__``; any other option is refused with that list.
+
+    Args:
+        name: Name after the reader's prefix, e.g. 'cifar10' of 'torch/cifar10'; may be empty.
+        root: Folder of the images, or of the stored dataset; or None.
+        bad_images: 'error': unusable entries are an error. 'skip': they are left out and counted.
+
+    Attributes:
+        examples: Dataset names of this kind, for messages.
+        numbers_classes: Each part numbers its classes by itself, unless it is told the names.
+        stored: The images lie in ``root``.
+    """
+
+    examples: tuple[str, ...] = ()
+    numbers_classes = False
+    stored = False
+
+    def __init__(self, name: str, root: str | Path | None = None, *, bad_images: str = 'error') -> None:
+        self.name = name
+        self.root = None if root is None else Path(root)
+        self.skip = check_option('bad_images', bad_images, BAD_IMAGES) == 'skip'
+
+    def splits(self) -> list[str]:
+        """Names of the parts that the dataset has."""
+        raise NotImplementedError
+
+    def read(self, split: str, class_names: Sequence[str] | None = None) -> Any:
+        """Read a part.
+
+        Args:
+            split: Name of the part, or another usual name of it.
+            class_names: Names in label order that the labels follow, from the training part. A reader whose data fix
+                the labels does not need them.
+
+        Returns:
+            Map-style dataset of (image, label) that :func:`get_targets` and :func:`get_class_names` know, with an
+            attribute ``transform``. An attribute ``found`` (:class:`Found`) says what was left out.
+
+        Raises:
+            ValueError: If the part does not exist, is empty or does not fit ``class_names``.
+        """
+        raise NotImplementedError
+
+    def shares_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
+        """Whether two parts, each a name and a dataset, have an image in common; by default, whether they are one."""
+        names = [usual_part(split) or split for split, _ in (one, two)]
+        return names[0] == names[1]
+
+
+def share_files(one: Any, two: Any) -> bool:
+    """Whether two datasets that know their files have one in common, also under two names."""
+    files = [{os.path.realpath(data.filename(i, absolute=True)) for i in range(len(data))} for data in (one, two)]
+    return not files[0].isdisjoint(files[1])
