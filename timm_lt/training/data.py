@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
-from timm.data.readers.class_map import load_class_map
 
 from ..class_distribution import ClassDistribution
 from ..data import (
@@ -64,7 +63,7 @@ def build_data(args: Namespace) -> DataParts:
     options = dict(args.dataset_kwargs)
     if args.dataset_download:
         options['download'] = True
-    for key in ('input_key', 'target_key'):
+    for key in ('input_key', 'target_key', 'class_map'):
         if getattr(args, key):
             options[key] = getattr(args, key)
     try:
@@ -82,7 +81,7 @@ def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
         return create_dataset(
             name, args.data_dir, split, class_names=class_names, bad_images=args.bad_images, **options)
 
-    train = part(args.train_split, read_class_map(args.class_map, name, options) if args.class_map else None)
+    train = part(args.train_split)
     names = get_class_names(train)
     test_split = args.test_split or find_split(name, args.data_dir, (TEST, VALIDATION), **options)
     if test_split:
@@ -115,27 +114,6 @@ def _build(args: Namespace, name: str, options: dict[str, Any]) -> DataParts:
             # raises for a label that the training images do not know
             _count(what, images, distribution.num_classes)
     return DataParts(train, validation, test, distribution, test_part, validation_part)
-
-
-def read_class_map(file: str, dataset: str, options: dict[str, Any]) -> list[str] | None:
-    """The class names of ``--class-map`` in label order; timm's Hugging Face readers get the file in ``options``.
-
-    Raises:
-        ConfigError: If the file cannot be read, or the dataset numbers its classes itself.
-    """
-    try:
-        labels = load_class_map(file)
-    except (AssertionError, OSError, UnicodeDecodeError, ValueError) as e:
-        raise ConfigError(f'--class-map {file}: {one_line(e)}') from e
-    if numbers_its_own_classes(dataset):
-        names = sorted(labels, key=labels.__getitem__)
-        if sorted(labels.values()) != list(range(len(names))) or '' in labels:
-            raise ConfigError(f'--class-map {file}: it needs a different class name on each line, and no empty line')
-        return names
-    if not dataset.startswith('hfds/'):
-        raise ConfigError(f'--class-map is for folders, lists and hfds/...; dataset {dataset!r} has labels of its own')
-    options['class_map'] = file
-    return None
 
 
 def _count(

@@ -37,6 +37,9 @@ class TorchvisionReader(DatasetReader):
             **options: Any,
     ) -> None:
         super().__init__(name, root, bad_images=bad_images)
+        if 'class_map' in options:  # timm takes it and does nothing with it
+            raise TypeError(f'dataset {f"torch/{name}"!r} has labels of its own; class_map (--class-map) is for '
+                            f'folders, lists and hfds/...')
         self.options = {**options, 'download': download}
 
     def splits(self) -> list[str]:
