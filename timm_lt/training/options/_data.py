@@ -15,8 +15,9 @@ class DataOptions:
 
     data_dir: str | None = option(None, 'folder of class folders, or root of the dataset', metavar='DIR')
     dataset: str | None = option(
-        None, "timm dataset name ('torch/cifar10', 'hfds/NAME', ...), 'timm_lt/digits', or 'list/FILE': a text file of `path "
-        'label` lines or a .csv, .tsv or .parquet table, paths under --data-dir ({split} in FILE becomes the part)')
+        None, "timm dataset name ('torch/cifar10', 'hfds/NAME', ...), 'timm_lt/digits', or 'list/FILE': a text "
+        'file of `path label` lines or a .csv, .tsv or .parquet table, paths under --data-dir ({split} in FILE becomes '
+        'the part)')
     train_split: str = option('train', 'name of the training split')
     test_split: str | None = option(
         None, "split for the final figures; None looks for 'test', then 'validation'; a dataset without one is split "
@@ -43,8 +44,8 @@ class DataOptions:
     data_seed: int = option(0, 'chooses the long-tailed subset and the splits', within='[0, inf)')
     num_classes: int | None = option(None, 'number of classes; None: as many as the dataset has', within='[1, inf)')
     bad_images: str = option(
-        'error', 'unreadable images, empty class folders and rows without a label stop the run, or are left out, counted and '
-        'named', choices=('error', 'skip'))
+        'error', 'unreadable images, empty class folders and rows without a label stop the run, or are left out, '
+        'counted and named', choices=('error', 'skip'))
     in_memory: str = option('auto', 'decode a small set once', choices=('auto', 'on', 'off'))
     sampler: str = option('instance_balanced', 'order of the training images, see timm_lt.list_samplers()')
     sampler_kwargs: dict[str, Any] = option({}, 'arguments of the sampler')
