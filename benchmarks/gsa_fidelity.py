@@ -24,7 +24,7 @@ from _report import Report
 from timm_lt.data import long_tailed_counts
 from timm_lt.optim import BatchClosure
 
-KINDS = ('exact_ascent', 'stacked', 'group', 'frozen')
+KINDS = ('exact_ascent', 'stacked')
 
 
 def flat_gradient(model):

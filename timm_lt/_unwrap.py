@@ -1,8 +1,13 @@
 """The timm model under the wrappers that training puts around it."""
 
-import torch.nn as nn
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from .optim.closure import unwrap_model
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+# walking all modules at every step would cost more than a launch-bound step can hide
+_flags: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -35,3 +40,24 @@ def finished_model(model: nn.Module) -> nn.Module:
     if vars(model).pop('_original_forward', None) is not None:
         vars(model).pop('forward', None)
     return model
+
+
+def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None, bool]:
+    """The module under compile and DDP wrappers, the DDP wrapper if there is one, and whether anything is compiled."""
+    ddp, compiled = None, False
+    while True:
+        if hasattr(model, '_orig_mod'):
+            model, compiled = model._orig_mod, True
+        elif isinstance(model, DistributedDataParallel):
+            model, ddp = model.module, model
+        else:
+            break
+    return model, ddp, compiled or _has_compiled_parts(model)
+
+
+def _has_compiled_parts(model: nn.Module) -> bool:
+    flags = _flags.setdefault(model, {})
+    if 'compiled' not in flags:
+        flags['compiled'] = any(
+            hasattr(m, '_orig_mod') or getattr(m, '_compiled_call_impl', None) is not None for m in model.modules())
+    return flags['compiled']

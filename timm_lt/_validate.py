@@ -96,6 +96,15 @@ def check_range(
     return value
 
 
+def check_whole(name: str, value: Any, least: int) -> int:
+    """Return ``value`` as an int if it is a whole number >= ``least``, else raise a ValueError or TypeError."""
+    if isinstance(value, bool) or not hasattr(value, '__index__') and not isinstance(value, numbers.Real):
+        raise TypeError(f'{name} must be a whole number >= {least}, got {value!r}')
+    if value in (float('inf'), float('-inf')) or value != value or value != int(value) or value < least:
+        raise ValueError(f'{name} must be a whole number >= {least}, got {value}')
+    return int(value)
+
+
 def check_rho(rho: float, name: str = 'rho') -> float:
     """A perturbation radius: a finite number >= 0, where 0 switches the perturbation off."""
     return check_range(name, rho, 0)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from timm_lt.optim._ccsam_head import class_perturbations
+from timm_lt.optim.ccsam.perturbations import class_perturbations
 
 
 def compare(golden, key, value, rows=None):

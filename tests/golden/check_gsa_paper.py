@@ -3,8 +3,9 @@ the group loss. Gradients come from a network built of the stored weights."""
 
 import torch
 import torch.nn.functional as F
+from gsa_released import gsa_regulariser
 
-from timm_lt.optim._gsa import gsa_perturbations, gsa_regulariser
+from timm_lt.optim.gsa.perturbation import gsa_perturbations
 
 
 def check(golden):

@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from gsa_released import released_ascent
 
 from timm_lt.gkp import GroupPenalty
-from timm_lt.optim._gsa import released_ascent
 
 
 def check(golden):

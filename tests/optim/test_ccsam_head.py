@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import timm_lt
 from timm_lt.models import CosineClassifier
-from timm_lt.optim._ccsam_head import class_perturbations, cosine_perturbations
+from timm_lt.optim.ccsam.perturbations import class_perturbations, cosine_perturbations
 
 C, D = 7, 5
 COUNTS = torch.tensor([300, 120, 40, 12, 5, 2, 1])

@@ -8,12 +8,8 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from golden.harness import Golden
 from gsa_cases import GROUPS, SAMPLES, Net, make, penalty_of, problem
-from paths import GOLDEN
 
-import timm_lt
-from timm_lt.gkp import GroupPenalty
 from timm_lt.optim import BatchClosure
 
 
@@ -116,8 +112,7 @@ def test_gsa_without_perturbation_is_bit_equal_to_base(options):
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'variant': 'released'}, {'batchnorm': 'stacked'}, {'batchnorm': 'exact_ascent'}, {'batchnorm': 'group'},
-    {'batchnorm': 'frozen'}], ids=str)
+    {}, {'batchnorm': 'stacked'}, {'batchnorm': 'exact_ascent'}], ids=str)
 def test_gsa_restores_weights_and_updates_batchnorm_once(options):
     model, x, y = problem()
     optimizer = make(model, **options)
@@ -175,12 +170,11 @@ def test_set_groups_changes_the_step_and_is_saved():
         optimizer.set_groups([0, 1, -1, 0, 0])
 
 
-@pytest.mark.parametrize('options', [{}, {'variant': 'released'}, {'batchnorm': 'stacked'}], ids=str)
+@pytest.mark.parametrize('options', [{}, {'batchnorm': 'stacked'}], ids=str)
 def test_resume_continues_bit_equal(options):
     model, x, y = problem()
     optimizer = make(model, **options)
-    penalty = penalty_of(model)
-    optimizer.set_penalty(penalty if 'variant' in options else penalty.quadratic(), alpha=0.9)
+    optimizer.set_penalty(penalty_of(model).quadratic(), alpha=0.9)
 
     def train(model, optimizer, steps):
         for i in steps:
@@ -194,53 +188,14 @@ def test_resume_continues_bit_equal(options):
     other.load_state_dict(weights)
     resumed = make(other, **options)
     resumed.load_state_dict(state)
-    penalty = penalty_of(other)
-    resumed.set_penalty(penalty if 'variant' in options else penalty.quadratic())
+    resumed.set_penalty(penalty_of(other).quadratic())
     train(other, resumed, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
-def test_released_optimizer_follows_the_published_trajectories():
-    """Optimizer, closure and engine together, not only the recurrence: four steps in five settings."""
-    golden = Golden(GOLDEN / 'gsa_released.npz', 1e-9)
-    for prefix in sorted({key.split('__')[0] for key in golden.arrays}):
-        def get(name, prefix=prefix):
-            return golden[f'{prefix}__{name}']
-
-        w1, b1, w2, b2 = (get(f'init_{name}') for name in ('w1', 'b1', 'w2', 'b2'))
-        model = nn.Sequential(nn.Linear(*w1.shape[::-1]), nn.Tanh(), nn.Linear(*w2.shape[::-1])).double()
-        parameters = list(model.parameters())
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, [w1, b1, w2, b2])
-        samples, groups = get('samples_of_group').tolist(), get('group_of_class')
-        counts = [0] * len(groups)
-        for k, n in enumerate(samples):
-            first, *rest = (groups == k).nonzero().flatten().tolist()
-            counts[first] = n - len(rest)
-            for c in rest:
-                counts[c] = 1
-        optimizer = timm_lt.optim.GSA(
-            parameters, counts, groups=groups, variant='released', lr=get('hp_lr'), momentum=get('hp_momentum'),
-            weight_decay=get('hp_weight_decay'), rho_scale=get('hp_rho_scale_C'), sigma=get('hp_sigma'),
-            gradient_decay=get('hp_lambda'), rho_min=get('hp_rho_min'), rho_max=get('hp_rho_max'),
-            adaptive=get('hp_adaptive'))
-        if f'{prefix}__gkp_anchor_first_layer' in golden:
-            first = parameters[:2]
-            sizes = [p.numel() for p in first]
-            fishers, anchors = ([[t.view_as(p) for t, p in zip(row.split(sizes), first)]
-                                 for row in get(f'gkp_{name}_first_layer')] for name in ('fisher', 'anchor'))
-            penalty = GroupPenalty(first, fishers, anchors, samples, get('hp_gkp_lambda'))
-            optimizer.set_penalty(penalty, alpha=get('hp_top_alpha'))
-        reached = []
-        for x, y in zip(get('inputs'), get('targets')):
-            optimizer.step(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
-            reached.append(torch.cat([p.detach().flatten() for p in parameters]))
-        golden.check(f'{prefix}__params_after_step', torch.stack(reached))
-
-
 def test_stacked_first_pass_equals_exact_gradients_without_coupling():
     """With BatchNorm's backward out of the way (evaluation mode), slices with weights of their own are exact."""
-    from timm_lt.optim._stacked import stacked_gradients
+    from timm_lt.optim.approximate import stacked_gradients
     model, x, y = problem()
     model.eval()
     group = torch.tensor(GROUPS)[y]
@@ -262,7 +217,7 @@ def test_stacked_first_pass_equals_exact_gradients_without_coupling():
 @pytest.mark.parametrize('autocast', [False, True], ids=['full', 'autocast'])
 @pytest.mark.parametrize('first', [True, False])
 def test_stacked_layers_give_every_slice_its_own_weights(layer, first, autocast):
-    from timm_lt.optim._stacked import stacked_forward
+    from timm_lt.optim.approximate import stacked_forward
     dtype, context = torch.float64, nullcontext
     if autocast:
         dtype, context = torch.float32, partial(torch.autocast, 'cpu', torch.bfloat16)
@@ -301,7 +256,7 @@ def centred(g, hat, std, over):
 
 
 def test_stacked_batchnorm_keeps_groups_apart_on_the_first_pass_and_moves_statistics_on_the_second():
-    from timm_lt.optim._stacked import stacked_forward
+    from timm_lt.optim.approximate import stacked_forward
     m = nn.BatchNorm2d(3).double()
     once = copy.deepcopy(m)
     kept, rows = {}, (slice(0, 2), slice(2, 6))
@@ -344,7 +299,7 @@ def test_stacked_batchnorm_keeps_groups_apart_on_the_first_pass_and_moves_statis
 
 
 def test_stacked_gradient_without_perturbation_is_the_plain_one():
-    from timm_lt.optim._stacked import stacked_gradients
+    from timm_lt.optim.approximate import stacked_gradients
     model, x, y = problem()
     params, group, ones, kept = list(model.parameters()), torch.tensor(GROUPS)[y], [torch.ones(len(y))], []
     closure = BatchClosure(model, nn.CrossEntropyLoss(), x, y)
@@ -358,7 +313,7 @@ def test_stacked_gradient_without_perturbation_is_the_plain_one():
 
 @pytest.mark.parametrize('cut', [[10], [4, 6]], ids=['batch', 'window'])
 def test_exact_ascent_has_the_exact_gradients_of_the_groups(cut):
-    from timm_lt.optim._stacked import exact_gradients
+    from timm_lt.optim.approximate import exact_gradients
     model, x, y = problem()
     params, kept, xs, ys = list(model.parameters()), [], list(x.split(cut)), list(y.split(cut))
     group = [torch.tensor(GROUPS)[part] for part in ys]
@@ -373,7 +328,7 @@ def test_exact_ascent_has_the_exact_gradients_of_the_groups(cut):
 
 @pytest.mark.parametrize('layer', [nn.Linear(3, 3), nn.BatchNorm1d(3)], ids=['linear', 'norm'])
 def test_stacked_refuses_layers_that_see_other_rows_than_the_batch(layer):
-    from timm_lt.optim._stacked import stacked_forward
+    from timm_lt.optim.approximate import stacked_forward
     weights = {id(p): p for p in layer.parameters()}
     with stacked_forward(layer, [2, 4], [weights] * 2, True, {}), pytest.raises(ValueError, match='12 rows'):
         layer(torch.randn(12, 3))
@@ -396,22 +351,17 @@ def test_cheaper_batchnorm_modes_point_the_same_way_as_exact_in_the_order_of_the
 def test_overflow_of_a_group_spoils_the_final_gradient():
     model, x, y = problem('group')
     x[1] = float('inf')
-    for options in ({}, {'variant': 'released'}):
-        optimizer = make(model, **options)
-        optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
-        assert not all(torch.isfinite(g).all() for g in gradients(model))
-        optimizer.zero_grad()
+    make(model).compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+    assert not all(torch.isfinite(g).all() for g in gradients(model))
 
 
-@pytest.mark.parametrize('options', [{}, {'variant': 'released'}, {'batchnorm': 'stacked'}], ids=str)
+@pytest.mark.parametrize('options', [{}, {'batchnorm': 'stacked'}], ids=str)
 def test_loss_scale_does_not_change_the_step(options):
     model, x, y = problem()
     model = model.float()
     x = x.float()
     other = copy.deepcopy(model)
-    penalty, other_penalty = penalty_of(model, torch.float32), penalty_of(other, torch.float32)
-    if not options.get('variant'):
-        penalty, other_penalty = penalty.quadratic(), other_penalty.quadratic()
+    penalty, other_penalty = penalty_of(model, torch.float32).quadratic(), penalty_of(other, torch.float32).quadratic()
     plain, scaled = make(model, **options), make(other, **options)
     plain.set_penalty(penalty, 0.8)
     scaled.set_penalty(other_penalty, 0.8)
@@ -431,9 +381,9 @@ def test_groups_may_be_a_mapping_from_the_classes():
 @pytest.mark.parametrize('options, message', [
     ({'groups': {0: 1}}, 'each of the classes 0 to 4'),
     ({'groups': [True, False, True, True, False]}, 'torch.bool'),
-    ({'variant': 'released', 'batchnorm': 'stacked'}, "batchnorm='stacked' belongs to variant='paper'"),
-    ({'variant': 'released', 'part_loss': 'batch_mean'}, "part_loss='batch_mean' belongs to"),
-    ({'variant': 'released', 'weighting': 'equal'}, "weighting='equal' belongs to"),
+    ({'variant': 'released'}, "gsa_released.py.*Use variant='paper'"),
+    ({'batchnorm': 'group'}, "use batchnorm='stacked'"),
+    ({'batchnorm': 'frozen'}, "use batchnorm='stacked'"),
 ], ids=str)
 def test_options_without_effect_or_meaning_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -450,7 +400,7 @@ def test_what_cannot_work_is_refused():
         make(model, batchnorm='exact')
     with pytest.raises(ValueError, match='does not step'):
         make(model).set_penalty(penalty_of(copy.deepcopy(model)).quadratic())
-    with pytest.raises(TypeError, match=r'quadratic\(\)'):
-        make(model, variant='released').set_penalty(penalty_of(model).quadratic())
+    with pytest.raises(TypeError, match=r'gradients\(\)'):
+        make(model).set_penalty(penalty_of(model))
     with pytest.raises(ValueError, match='Z must be'):
         make(model, Z=-1.0)

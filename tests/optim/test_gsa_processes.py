@@ -36,8 +36,7 @@ def train(rank, options, norm='group'):
     torch.manual_seed(0)
     model = Net(norm).double()
     optimizer = make(model, **options)
-    penalty = penalty_of(model)
-    optimizer.set_penalty(penalty if options.get('variant') == 'released' else penalty.quadratic(), alpha=0.8)
+    optimizer.set_penalty(penalty_of(model).quadratic(), alpha=0.8)
     wrapped = model if rank is None else DistributedDataParallel(model)
     for step in range(STEPS):
         x, y = batch(step)
@@ -87,8 +86,8 @@ def run_process():
     from worker import leave
     dist.init_process_group('gloo')
     rank = dist.get_rank()
-    for options, norm in (({}, 'group'), ({'weighting': 'equal'}, 'group'), ({'variant': 'released'}, 'group'),
-                          ({}, 'batch'), ({'batchnorm': 'stacked'}, 'batch')):
+    for options, norm in (({}, 'group'), ({'weighting': 'equal'}, 'group'), ({}, 'batch'),
+                          ({'batchnorm': 'stacked'}, 'batch')):
         weights = train(rank, options, norm)
         other = weights.clone()
         dist.broadcast(other, src=0)

@@ -369,6 +369,6 @@ def test_a_loss_that_couples_samples_sees_the_whole_batch_in_every_pass(name):
     optimizer = make_optimizer(model, name)
     optimizer_step(optimizer, BatchClosure(model, criterion, x, y))
     assert set(sizes) == {12}
-    optimizer = make_optimizer(model, name, batchnorm='group')
+    optimizer = make_optimizer(model, name, batchnorm='stacked')
     with pytest.raises(ValueError, match='depends on its whole batch'):
         optimizer_step(optimizer, BatchClosure(model, criterion, x, y))

@@ -20,7 +20,7 @@ def anchors_and_fishers(
         groups: Tensor,
         images: Sequence[tuple[Tensor, Tensor]],
 ) -> Iterator[tuple[int, list[Tensor], list[Tensor]]]:
-    """Number, Fisher and anchor of one group after the other; parameters and buffers are put back at the end.
+    """Number, Fisher and anchor of one group after the other; parameters and buffers are restored at the end.
 
     Args:
         model: In evaluation mode.
@@ -37,7 +37,7 @@ def anchors_and_fishers(
     try:
         for k, (x, y) in enumerate(images):
             anchor = unflatten(_anchor(bank, (groups == k).nonzero().flatten(), encoder), encoder)
-            anchor = [a.to(device=p.device, dtype=p.dtype) for a, p in zip(anchor, encoder)]
+            anchor = [a.to(device=p.device) for a, p in zip(anchor, encoder)]
             with torch.no_grad():
                 torch._foreach_copy_(encoder, anchor)
             _estimate_batchnorm(model, batches, device)
@@ -63,7 +63,7 @@ def _anchor(bank: MemoryBank, classes: Tensor, encoder: Sequence[Tensor]) -> Ten
 
 
 def _estimate_batchnorm(model: nn.Module, batches: list[Tensor], device: torch.device) -> None:
-    """Running statistics of BatchNorm anew, from these images; other layers act as in evaluation."""
+    """Estimate the running statistics of BatchNorm on these images; other layers act as in evaluation."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
               and not isinstance(m, nn.SyncBatchNorm) and m.track_running_stats]
     if not layers or not batches:

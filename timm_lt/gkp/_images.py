@@ -1,4 +1,4 @@
-"""Which images the method looks at: a capped number of each class, and the first ones of each group."""
+"""The choice of images: a capped number of each class, and the first ones of each group."""
 
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +23,7 @@ def capped_indices(targets: Tensor, cap: int, seed: int = 0) -> Tensor:
     ranked = torch.argsort(targets[order], stable=True)
     label = targets[order][ranked]
     place = torch.arange(len(label)) - torch.searchsorted(label, label)
-    # back in the order of the draw, so that any first part of it is mixed
+    # in the order of the draw again, so that the first images are mixed
     return order[ranked[place < cap].sort().values]
 
 

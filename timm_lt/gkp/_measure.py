@@ -1,4 +1,4 @@
-"""What the network makes of the images at the end of an epoch."""
+"""Features, residuals and the feature quality of the classes at the end of an epoch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._capture import captured_inputs
 from .._classifier import find_classifier
 from ._processes import gather, world_size
 from .grouping import rows_per_class
@@ -16,7 +17,7 @@ from .quality import FeatureQuality, QualityMeter
 
 @contextmanager
 def plain_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without the autocast that Accelerate puts around ``forward``; both as they were afterwards."""
+    """Evaluation mode without the autocast that Accelerate puts around ``forward``; both are restored afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     wrapped = model.__dict__.pop('forward', None)
     model.eval()
@@ -46,31 +47,26 @@ def measure_classes(
         beta: Weight of the log variance in the feature quality.
         autocast: Makes the context of a forward pass.
     """
-    classifier, seen = find_classifier(model), []
-    hook = classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float()))
+    classifier = find_classifier(model)
     meter = QualityMeter(num_classes, beta)
     limit = -(-rows_per_class(num_classes) // world_size())
     taken = torch.zeros(num_classes, dtype=torch.int64)
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    try:
-        for input, label in loader:
-            with autocast():
-                logits = model(input).float()
-            features = seen.pop()
-            seen.clear()
-            meter.update(features, label)
-            cpu = label.cpu()
-            chosen = []
-            for i, c in enumerate(cpu.tolist()):
-                if taken[c] < limit:
-                    taken[c] += 1
-                    chosen.append(i)
-            if chosen:
-                index = torch.tensor(chosen, device=label.device)
-                residual = logits[index].softmax(1) - F.one_hot(label[index], logits.shape[1])
-                kept.append((features[index].cpu(), residual.cpu(), cpu[chosen]))
-    finally:
-        hook.remove()
+    for input, label in loader:
+        with autocast(), captured_inputs(classifier) as inputs:
+            logits = model(input).float()
+        features = inputs[-1].float()
+        meter.update(features, label)
+        cpu = label.cpu()
+        chosen = []
+        for i, c in enumerate(cpu.tolist()):
+            if taken[c] < limit:
+                taken[c] += 1
+                chosen.append(i)
+        if chosen:
+            index = torch.tensor(chosen, device=label.device)
+            residual = logits[index].softmax(1) - F.one_hot(label[index], logits.shape[1])
+            kept.append((features[index].cpu(), residual.cpu(), cpu[chosen]))
     width = getattr(classifier, 'in_features', None) or (kept[0][0].shape[1] if kept else 0)
     meter.reduce(width, next(model.parameters()).device)
     rows = tuple(torch.cat(parts) for parts in zip(*gather(kept)))

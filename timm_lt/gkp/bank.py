@@ -1,10 +1,10 @@
-"""Memory bank: for every class the encoder as it was at the epoch of its best feature quality.
+"""Memory bank: for every class the encoder at the epoch of its best feature quality.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping.
 Source: written from the paper.
 Differs from the official code: that one keeps C whole state dicts (765 GB for iNaturalist 2018 and ResNet-50). Classes
-whose best epoch is the same share one snapshot here, one that no class uses any more is dropped, and the similarity of
-classes needs only the inner products of the snapshots (E x E for E distinct epochs), taken when a snapshot arrives.
+with the same best epoch share one snapshot here, and a snapshot without a class is dropped. The similarity of classes
+needs only the inner products of the snapshots (E x E for E distinct epochs), taken when a snapshot arrives.
 """
 
 import copy
@@ -43,13 +43,13 @@ class MemoryBank:
 
     Args:
         num_classes: C.
-        directory: Folder for the snapshots of this run alone, one file per epoch that some class took; None keeps them
-            in host memory. A file is removed by :meth:`checkpointed` only, since a saved state may name it.
+        directory: Folder for the snapshots of this run alone, one file per best epoch of a class; None keeps them in
+            host memory. Only :meth:`checkpointed` removes files, because a saved state may name them.
         dtype: ``'float32'`` or ``'bfloat16'`` (half the size; inner products and anchors are of the rounded values).
         stores: Whether this process keeps snapshots; scores and epochs are kept, and equal, on all processes.
 
-    Memory: (distinct best epochs) x (encoder) on the host, or on disk, where those of the checkpoints in place stay
-    too; never on the accelerator.
+    Memory: (distinct best epochs) x (encoder) on the host or on disk, never on the accelerator. Files that a checkpoint
+    names stay on disk too.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MemoryBank:
         self.best_epoch = torch.full((num_classes,), -1, dtype=torch.int64)
         self._snapshots: dict[int, Tensor] = {}
         self._gram: dict[tuple[int, int], float] = {}
-        self._named: dict[str, list[int]] = {}  # epochs that the checkpoints in place name
+        self._named: dict[str, list[int]] = {}  # epochs of the snapshots that each checkpoint needs
 
     @property
     def epochs(self) -> list[int]:
@@ -121,7 +121,7 @@ class MemoryBank:
         path = self._path(epoch)
         if not path.exists():
             raise FileNotFoundError(
-                f'snapshot {path} is missing; put the file back, or train anew')
+                f'snapshot {path} is missing; put the file back, or train again without --resume')
         return torch.load(path, map_location='cpu', weights_only=True)
 
     def snapshot_similarity(self) -> tuple[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class MemoryBank:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, with the snapshots where they are in memory; on disk, their epochs."""
+        """The whole state; snapshots are in it if they are in memory, and named by epoch if on disk."""
         return {
             'best_score': self.best_score.clone(),
             'best_epoch': self.best_epoch.clone(),
@@ -172,7 +172,7 @@ class MemoryBank:
                     path.unlink(missing_ok=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state; snapshots on disk must still lie in ``directory``."""
+        """Restore a state; snapshots on disk must lie in ``directory``."""
         if state['best_epoch'].shape != (self.num_classes,):
             raise ValueError(
                 f'the state is of a bank of {len(state["best_epoch"])} classes, this one has {self.num_classes}')
@@ -191,7 +191,8 @@ class MemoryBank:
         missing = [e for e in self.epochs if not (e in self._snapshots or self.directory and self._path(e).exists())]
         if missing:
             raise FileNotFoundError(
-                f'snapshots of epochs {missing} are missing in {self.directory}; put the files back, or train anew')
+                f'snapshots of epochs {missing} are missing in {self.directory}; put the files back, or train again '
+                f'without --resume')
 
     def _path(self, epoch: int) -> Path:
         return self.directory / f'encoder_{epoch:04d}.pt'

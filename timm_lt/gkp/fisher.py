@@ -33,8 +33,8 @@ def diagonal_fisher(
 ) -> list[Tensor]:
     """Mean squared gradient of the loss of a sample, for each parameter.
 
-    Layers act as the network's mode says: call ``model.eval()`` first, since a gradient per sample does not exist under
-    batch statistics. ``.grad`` and buffers stay as they are.
+    Call ``model.eval()`` first, because a gradient per sample does not exist under batch statistics. ``.grad`` and
+    buffers do not change.
 
     Args:
         model: Called as ``model(input)``.
@@ -45,8 +45,8 @@ def diagonal_fisher(
             summed over batches, divided by the number of samples.
 
     Returns:
-        One tensor per parameter, of its shape, >= 0; zeros without any sample. With a process group initialised, the
-        mean is over the samples of all processes, which all must call.
+        One tensor per parameter, of its shape, >= 0, in float32 at least; zeros without any sample. In a process group
+        the mean is over the samples of all processes, and all must call this.
     """
     check_option('form', form, FORMS)
     named = dict(model.named_parameters())
@@ -63,24 +63,25 @@ def diagonal_fisher(
     def loss(values: dict[str, Tensor], input: Tensor, target: Tensor) -> Tensor:
         return criterion(functional_call(model, {**values, **fixed}, (input,)), target)
 
-    def squared(values: dict[str, Tensor], input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def gradient(values: dict[str, Tensor], input: Tensor, target: Tensor) -> dict[str, Tensor]:
         return grad(loss)(values, input, target)
 
     size = sum(p.numel() for p in chosen)
     chunk = max(1, _MAX_ELEMENTS // max(size, 1))
     # a batch of one: layers and criterion see the usual leading dimension
-    per_sample = vmap(lambda x, y: squared(measured, x[None], y[None]))
-    totals = {n: torch.zeros_like(p) for n, p in measured.items()}
+    per_sample = vmap(lambda x, y: gradient(measured, x[None], y[None]))
+    # squares of half precision would underflow, and their sum would lose digits
+    totals = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in measured.items()}
     samples = 0
     for input, target in batches:
         samples += len(target)
         if form == 'released':
-            for name, g in squared(measured, input, target).items():
-                totals[name].add_(g.square())
+            for name, g in gradient(measured, input, target).items():
+                totals[name].add_(g.to(totals[name].dtype).square())
             continue
         for x, y in zip(input.split(chunk), target.split(chunk)):
             for name, g in per_sample(x, y).items():
-                totals[name].add_(g.square().sum(0))
+                totals[name].add_(g.to(totals[name].dtype).square().sum(0))
     device = next(iter(totals.values())).device if totals else torch.device('cpu')
     count = torch.tensor(float(samples), dtype=torch.float64, device=device)
     if dist.is_available() and dist.is_initialized():

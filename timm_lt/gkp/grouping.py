@@ -1,10 +1,10 @@
-"""Groups of classes: normalised-cut spectral clustering of what the memory bank remembers.
+"""Groups of classes: normalised-cut spectral clustering of the encoders in the memory bank.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping: similarity of the classes' stored parameters, G = 4
 (6 on ImageNet-LT).
 Source: written from the paper: the clustering of scikit-learn's ``SpectralClustering`` on the affinity ``1 + cosine``.
-Classes that share a snapshot are one point of the embedding, so that the eigenproblem is solved for the E distinct
-snapshots, each with the number of its classes: the same cut at E^3 instead of C^3.
+Classes that share a snapshot are one point of the embedding. The eigenproblem is therefore solved for the E distinct
+snapshots, each weighted by the number of its classes, which gives the same cut at a cost of E^3 instead of C^3.
 Differs from the official code: that one clusters once, before training, C equal weight vectors, so that its groups are
 arbitrary. Here a bank with fewer distinct snapshots than groups is recognised, and the cosine of the classes' mean
 gradients decides instead.
@@ -23,7 +23,7 @@ __all__ = [
     'spectral_groups', 'weighted_spectral_groups',
 ]
 
-_MAX_SAMPLES = 8192  # of the class gradients' inner products, which cost N^2
+_MAX_SAMPLES = 8192  # N of the inner products of class gradients, which cost N^2
 
 
 def canonical_groups(groups: Sequence[int] | Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tenso
     clustering = SpectralClustering(
         num_groups, affinity='precomputed', assign_labels='kmeans', random_state=seed, n_init=10)
     with warnings.catch_warnings():
-        # classes that share a snapshot fall on one point, and opposite ones leave the graph unconnected: both are fine
+        # scikit-learn warns of coinciding points (a shared snapshot) and of unconnected graphs; both are valid here
         warnings.simplefilter('ignore')
         labels = clustering.fit_predict(affinity)
     return canonical_groups(labels)
@@ -90,7 +90,7 @@ def weighted_spectral_groups(similarity: Tensor, counts: Tensor, num_groups: int
 
 
 def rows_per_class(num_classes: int) -> int:
-    """Samples of a class that the class gradients are taken of: as many as make 8192 in all, at least one."""
+    """Samples per class for the class gradients: 8192 divided by the number of classes, at least one."""
     return max(1, _MAX_SAMPLES // num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Grouped knowledge preservation: a quadratic that holds the encoder near what each group of classes once knew best.
+"""Grouped knowledge preservation: a quadratic that holds the encoder near the best encoder of each group of classes.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026. While training on group k
 ``L_gkp_k = (lambda / 2) sum_(j != k) (1 / |G_j|) sum_i F_ji (theta_i - anchor_ji)^2``, lambda = 100, and the total loss
@@ -39,9 +39,10 @@ class QuadraticPenalty:
     """``1/2 sum_i A_i (theta_i - c_i)^2 + constant`` over a list of parameters.
 
     Args:
-        parameters: The parameters theta, kept as references: value and gradient are of what they hold when asked.
+        parameters: The parameters theta, kept as references: value and gradient are at their present values.
 
-    Terms are added one at a time, so that no more than two vectors of the size of theta are ever held.
+    Terms are added one at a time, so that two vectors of the size of theta are held at most. They are float32 at least,
+    also if theta is, or is later cast to, half precision.
 
     Examples:
         >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -53,8 +54,9 @@ class QuadraticPenalty:
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        self.curvature = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        self.centre = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        self.curvature, self.centre = ([
+            torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
+            for p in self.parameters] for _ in range(2))
         self.constant = 0.0
 
     @torch.no_grad()
@@ -71,7 +73,7 @@ class QuadraticPenalty:
             f = f.to(device=a.device, dtype=a.dtype) * weight
             target = target.to(device=a.device, dtype=a.dtype)
             total = a + f
-            # where no curvature is left the centre stays: it has no effect
+            # without curvature the centre has no effect, and stays
             share = torch.where(total > 0, f / total.clamp(min=torch.finfo(a.dtype).tiny), 0.0)
             offset = target - c
             self.constant += 0.5 * float((a * share * offset.square()).sum(dtype=torch.float64))
@@ -119,9 +121,9 @@ class QuadraticPenalty:
 
 
 class GroupPenalty:
-    """The penalty with every group's part kept apart: for weights that change from batch to batch (the released form).
+    """The penalty with the terms of every group kept apart, for weights of the groups that change.
 
-    Holds 2 G vectors of the encoder's size; :class:`QuadraticPenalty` holds two.
+    It holds 2 G vectors of the size of the encoder, where :class:`QuadraticPenalty` holds two.
 
     Args:
         parameters: The encoder's parameters.

@@ -1,4 +1,4 @@
-"""Feature quality of a class: how far it lies from the nearest other class, and how compact it is.
+"""Feature quality of a class: its distance from the nearest other class, and its compactness.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026, feature quality: ``Q_c = Dis_c - beta * log Var_c``.
 Implements: ``Dis_c`` = distance of the centroid of class c to the nearest other centroid, ``Var_c`` = mean squared
@@ -6,8 +6,8 @@ distance of its features to its centroid; beta = 0.5.
 Source: written from the paper; compared with the released code in ``tests/golden``.
 Differs from the official code: that one uses ``-1 / Dis_c - log Var_c`` (``variant='released'`` here) and takes its
 features from the test set; the caller hands over training or validation features here. Means and squared distances to
-them are kept and merged (Chan et al.), never features, so that the cost in memory is one (C, D) table whatever the
-number of images, and features far from the origin lose no digits.
+them are merged batch by batch (Chan et al.), so that memory is one (C, D) table for any number of images, and features
+far from the origin lose no digits.
 """
 
 from dataclasses import dataclass
@@ -47,8 +47,10 @@ class FeatureQuality:
         return self.count > 0
 
     def score(self) -> Tensor:
-        """What the memory bank compares between epochs, (C,): Q; for a class of one image, whose variance is 0 at every
-        epoch, its distance alone; NaN where neither exists."""
+        """Score that the memory bank compares between epochs, (C,).
+
+        Q; the distance alone for a class of one image, whose variance is always 0; NaN where neither exists.
+        """
         nothing = torch.full_like(self.quality, float('nan'))
         single = (self.count == 1) & (self.distance > 0)
         return torch.where(self.defined, self.quality, torch.where(single, self.distance, nothing))
@@ -120,7 +122,7 @@ class QualityMeter:
             raise ValueError('no features yet; call update(features, labels) first')
         count, centroid = self._counts, self._mean
         variance = self._squares / count.clamp(min=1)
-        # equal images leave the rounding of a float32 network, not a variance
+        # the variance of equal images is only the rounding of a float32 network
         variance = torch.where((count >= 2) & (variance > 1e-13 * centroid.square().sum(1)), variance, 0.0)
         distance = nearest_centroid_distance(centroid, count > 0)
         defined = (variance > 0) & ((count > 0).sum() >= 2)
@@ -142,7 +144,7 @@ def nearest_centroid_distance(centroid: Tensor, present: Tensor) -> Tensor:
         table = torch.cdist(points[rows], points)
         table[torch.arange(len(rows), device=points.device), rows] = float('inf')
         nearest = table.argmin(1)
-        # the table comes from a matrix product and is rounded; the distance itself is taken from the difference
+        # the table comes from a matrix product and is rounded, so the distance is computed again from the difference
         distance[index[rows]] = (points[rows] - points[nearest]).norm(dim=1)
     return distance
 

@@ -1,6 +1,9 @@
-"""Sharpness-aware optimizers on top of any optimizer of timm, registered by name."""
+"""Sharpness-aware optimizers on top of any optimizer of timm, registered by name.
+
+A method is one small file or folder here. ``engine`` holds the steps that all methods share, and ``approximate`` the
+cheaper passes of ``batchnorm='stacked'`` and ``'exact_ascent'``.
+"""
 
 from .._registry import import_siblings
-from ._engine import SharpnessAware
 
-__all__ = ['SharpnessAware', *import_siblings(__name__)]
+__all__ = import_siblings(__name__)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._types import ClassCounts, ParamsT
 from .._validate import check_class_counts, check_range
-from ._engine import SharpnessAware
+from .engine import SharpnessAware
 
 
 class HeadTail(SharpnessAware):
@@ -33,10 +33,32 @@ class HeadTail(SharpnessAware):
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__)
         self.num_classes = len(counts)
+        self.smallest, self.largest = int(counts.min()), int(counts.max())
         self.eta = check_range('eta', eta, 0)
         tail = counts < eta
         self._table = torch.stack([~tail, tail]).double() * torch.tensor([[1.0], [tail_weight]], dtype=torch.float64)
         super().__init__(params, **options)
+        self.warn_if_idle()
+        if self.idle_because() is None:
+            self._warn_once(self.missing_part())
+
+    @property
+    def has_head(self) -> bool:
+        return self.largest >= self.eta
+
+    @property
+    def has_tail(self) -> bool:
+        return self.smallest < self.eta
+
+    def missing_part(self) -> str | None:
+        """Why there is no head or no tail class; None if there are both."""
+        if not self.has_tail:
+            return f'eta={self.eta} leaves no tail class, because the smallest has {self.smallest} training images'
+        if not self.has_head:
+            return (
+                f'eta={self.eta} leaves no head class, because the largest has {self.largest} training images: '
+                f'all classes are treated as tail')
+        return None
 
     def part_weights(self, labels: Tensor) -> Tensor:
         return weights_of_classes(self._table, labels, type(self).__name__)

@@ -13,10 +13,27 @@ try:
 except ImportError:  # a torch built without distributed
     DTensor = ()
 
+Gradients = list[Tensor | None]  # aligned with a list of parameters
+
 _BUCKET_BYTES = 25 * 2**20
 
 
+def set_gradients(params: Sequence[Tensor], gradients: Gradients) -> None:
+    """Put one gradient into ``.grad`` of each parameter."""
+    for p, g in zip(params, gradients):
+        p.grad = g
+
+
+def take_gradients(params: Sequence[Tensor]) -> Gradients:
+    """The gradients of the parameters; ``.grad`` is None afterwards."""
+    gradients = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    return gradients
+
+
 def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2 sharded a parameter of the module."""
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
@@ -66,7 +83,7 @@ def subtract_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: Tenso
 
 
 class SavedWeights:
-    """Perturbs parameters and gives them their values back, bit for bit.
+    """Perturbs parameters and restores their values bit for bit.
 
     Args:
         params: The parameters that may be perturbed; this holds one copy of them.
@@ -93,7 +110,11 @@ class SavedWeights:
 
 
 class SavedBuffers:
-    """Gives a module's buffers the values back that they had when this was made."""
+    """A copy of the buffers of a module, with which :meth:`restore` overwrites them.
+
+    Args:
+        module: The module; None keeps nothing.
+    """
 
     def __init__(self, module: nn.Module | None) -> None:
         self.saved = [
@@ -105,12 +126,12 @@ class SavedBuffers:
     def restore(self) -> None:
         with torch.no_grad():
             for owner, name, buffer, copy in self.saved:
-                # a module may write into its buffer or put a new tensor in its place
+                # a module may write into its buffer or replace it by a new tensor
                 owner._buffers[name] = buffer
                 buffer.copy_(copy)
 
 
-def average_over_processes(gradients: list[list[Tensor | None]], like: Sequence[Tensor], group: object) -> None:
+def average_over_processes(gradients: list[Gradients], like: Sequence[Tensor], group: object) -> None:
     """Average lists of gradients over processes, in place, in buckets.
 
     A gradient that is None on every process stays None; one that is None on some counts as zero there.
@@ -148,3 +169,17 @@ def _average_bucket(bucket: list[Tensor], world: int, group: object) -> None:
     flat /= world
     torch._foreach_copy_(bucket, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in bucket]), bucket)])
     bucket.clear()
+
+
+@torch.no_grad()
+def broadcast_tensors(tensors: Sequence[Tensor], group: object) -> None:
+    """Overwrite tensors by those of the first process of a group, in one message per dtype."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for t in tensors:
+        by_type.setdefault(t.dtype, []).append(t)
+    first = dist.get_global_rank(group, 0)
+    for alike in by_type.values():
+        flat = torch.cat([t.reshape(-1) for t in alike])
+        dist.broadcast(flat, first, group=group)
+        for t, values in zip(alike, flat.split([t.numel() for t in alike])):
+            t.copy_(values.view_as(t))

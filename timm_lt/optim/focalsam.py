@@ -17,8 +17,8 @@ from torch import Tensor
 from .._registry import register_optimizer
 from .._types import ClassCounts, ParamsT
 from .._validate import check_class_counts, check_range, check_rho
-from ._engine import SharpnessAware
 from ._head_tail import weights_of_classes
+from .engine import SharpnessAware
 
 
 @register_optimizer('focalsam', paper='Li et al., ICML 2025', needs=('class_counts',))
@@ -61,6 +61,7 @@ class FocalSAM(SharpnessAware):
         self.num_classes = len(counts)
         self.coefficients = sharpness * (1 - counts / counts.sum()) ** gamma
         super().__init__(params, **options)
+        self.warn_if_idle()
 
     def part_weights(self, labels: Tensor) -> Tensor:
         table = torch.stack([1 - self.coefficients, self.coefficients])
@@ -68,3 +69,6 @@ class FocalSAM(SharpnessAware):
 
     def radii(self) -> list[float]:
         return [0.0, self.rho]
+
+    def idle_because(self) -> str | None:
+        return 'rho=0' if self.rho == 0 else 'sharpness=0' if self.sharpness == 0 else None

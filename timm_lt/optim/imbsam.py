@@ -57,3 +57,8 @@ class ImbSAM(HeadTail):
 
     def radii(self) -> list[float]:
         return [0.0, self.rho]
+
+    def idle_because(self) -> str | None:
+        if self.rho == 0 and self.variant == 'paper':
+            return 'rho=0'
+        return None if self.has_tail else self.missing_part()

@@ -9,7 +9,6 @@ Differs from the paper / official code: no; both sums are divided by the batch s
 stage is part of the checkpoint; the released class keeps none.
 """
 
-import warnings
 from typing import Any
 
 from .._registry import register_optimizer
@@ -54,7 +53,6 @@ class SSESAM(HeadTail):
         self.rho_head = check_rho(rho_head, 'rho_head')
         self.rho_tail = check_rho(rho_tail, 'rho_tail')
         self.stage = check_range('stage', stage, 0, 1)
-        self._said = False
         super().__init__(params, class_counts, eta, **options)
 
     @property
@@ -64,9 +62,17 @@ class SSESAM(HeadTail):
         return self.num_epochs is None or self.epoch < self.stage * self.num_epochs - 1e-9
 
     def radii(self) -> list[float]:
-        if self.num_epochs is None and 0 < self.stage < 1 and not self._said:
-            self._said = True
-            warnings.warn(
-                'SSESAM was not told the number of epochs, so its first stage holds: call timm_lt.optim.set_epoch('
-                'optimizer, epoch, num_epochs) at the start of every epoch, or choose stage=0 or 1', stacklevel=2)
+        if self.num_epochs is None and 0 < self.stage < 1:
+            self._warn_once(
+                'the number of epochs is not known, so the first stage holds: call timm_lt.optim.set_epoch(optimizer, '
+                'epoch, num_epochs) at the start of every epoch, or choose stage=0 or 1')
         return [self.rho_head if self.first_stage else 0.0, self.rho_tail]
+
+    def idle_because(self) -> str | None:
+        head = self.has_head and self.rho_head > 0 and self.stage > 0
+        tail = self.has_tail and self.rho_tail > 0
+        if head or tail:
+            return None
+        return (
+            f'rho_head={self.rho_head}, rho_tail={self.rho_tail}, stage={self.stage} and eta={self.eta} leave no part '
+            f'to perturb')

@@ -15,10 +15,8 @@ from timm.data import Mixup
 from torch import Tensor
 from tqdm import tqdm
 
-from .._unwrap import plain_model
-from ..optim import BatchClosure, optimizer_step
-from ..optim.closure import unwrap_model
-from ..optim.stepping import find_sharpness_aware
+from .._unwrap import plain_model, unwrap_model
+from ..optim import BatchClosure, find_sharpness_aware, optimizer_step
 from .checkpoint import save_checkpoint
 from .meters import TrainMeter
 from .outputs import RunFolder

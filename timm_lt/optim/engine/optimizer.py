@@ -1,37 +1,36 @@
-"""One engine for every sharpness-aware method: parts of a batch, a perturbation per part, the sum of the gradients.
+"""The base of the sharpness-aware optimizers.
 
-With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k, a step follows ``sum_k grad L_k(theta + eps_k)``; a part with
-``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs, restores, protects buffers,
-averages over processes, respects the loss scale and keeps state; a method says which parts there are and how each is
-perturbed. A new class-aware method is a subclass with ``class_aware = True``, ``part_weights(labels)`` and ``radii()``,
-and, where its perturbation is not ``rho g / |g|``, ``perturb(parts)``; ``extra_gradient`` adds what no pass gives.
+With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k of a batch, a step follows ``sum_k grad L_k(theta + eps_k)``.
+A part with ``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs, restores,
+protects buffers, replays random numbers, averages over processes, respects the loss scale and keeps state. A method
+says which parts a batch has and how each is perturbed.
 
-Passes. The first pass gives the gradient of every part that is perturbed, and of the sum of those that are not, from
-one graph. Each perturbed part then passes again at its own weights. Which samples pass with it is a question of
-BatchNorm, see ``batchnorm`` in :class:`SharpnessAware`.
+Passes. The first pass gives from one graph the gradient of every perturbed part, and of the sum of all other parts.
+Each perturbed part then passes again at its own weights. Which samples pass with it depends on BatchNorm, see
+``batchnorm`` in :class:`SharpnessAware`.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .._classifier import find_classifiers
-from .._types import ParamsT
-from .._validate import check_option, check_range
-from ._gradients import Part, class_aware_gradients, whole_batch_gradients
-from ._passes import couples_samples
-from ._tensors import global_norm, local, scale_
-from ._wrapper import OptimizerWrapper, create_base
-from .closure import BatchClosure, check_ddp, unwrap_model
+from ..._types import ParamsT
+from ..._unwrap import unwrap_model
+from ..._validate import check_option, check_range, check_whole
+from .._tensors import global_norm, local, scale_
+from .closure import BatchClosure, check_ddp
+from .coupling import CouplingProbe
+from .gradients import Part, StepGradients
+from .schedule import SCHEDULES, radius_factor, start_epoch_problem, steps_problem
+from .selection import ParameterSelection
+from .wrapper import OptimizerWrapper, create_base
 
-BATCHNORM = ('batch', 'exact_ascent', 'stacked', 'group', 'frozen')
-SCHEDULES = ('constant', 'linear', 'cosine')
+BATCHNORM = ('batch', 'exact_ascent', 'stacked')
+_REMOVED = ('group', 'frozen')
 _NORM_EPS = 1e-12
 
 
@@ -43,7 +42,10 @@ class SharpnessAware(OptimizerWrapper):
     plain step of the base optimizer, with one warning.
 
     ``param_groups``, ``state`` and ``defaults`` are those of the base; ``state_dict`` is the base's with one entry
-    more.
+    more. All passes of a step draw the same random numbers (dropout, stochastic depth, sampled losses).
+
+    A new method is a subclass with :meth:`radii` and, if it is class-aware, ``class_aware = True`` and
+    :meth:`part_weights`. It may override :meth:`perturb`, :meth:`extra_gradient` and :meth:`idle_because`.
 
     Args:
         params: Parameters or groups, as for any optimizer.
@@ -51,27 +53,24 @@ class SharpnessAware(OptimizerWrapper):
         every: Perturb at each ``every``-th step only, and take plain steps between; approximate and cheaper if > 1.
         start_epoch: Perturb from this epoch on; before it, plain steps; approximate and cheaper if > 0.
         layers: Wildcard or wildcards of the parameter names that are perturbed, e.g. ``'layer4*'``, or
-            ``'classifier'`` for the model's classifier; approximate. None: all.
+            ``'classifier'`` for the model's classifier; approximate. None: all. Parameters added later count too.
         exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
         rho_schedule: How the radius moves over the epochs: 'constant', 'linear' or 'cosine'.
         rho_end: Radius at the last epoch, as a share of the radius at the first.
         local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
             joint gradient.
         adaptive: Measure the radius relative to the size of each parameter, ``eps = rho T^2 g / |T g|`` with
-            ``T = |theta|``, as ASAM does; wants a radius some ten times as large. Of the methods whose perturbation is
+            ``T = |theta|``, as ASAM does; wants a radius some ten times as large. For methods with the perturbation
             ``rho g / |g|`` only.
         batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
-            and the part's loss counts; exact. The others are approximate and cheaper. 'stacked': one further pass for
-            all parts, each sample under its own part's weights, normalised by estimated statistics of the batch under
-            them (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
-            parts. 'group': only the part's samples pass, normalised by their own statistics (a single sample by the
-            running ones). 'frozen': only the part's samples pass, normalised by the running statistics. Networks whose
-            samples do not meet in the forward pass need none of this: there only the part's own samples pass, which is
-            exact.
+            and the loss of the part counts; exact. 'stacked': one further pass for all parts, each sample under the
+            weights of its part, normalised by estimated statistics of the batch under them; approximate and cheaper
+            (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the parts.
+            Without layers that mix samples (GroupNorm, LayerNorm) only the part's samples run again; this is exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
-    _transient = ('_model', '_names', '_classifier', '_couples', '_staged')
+    _transient = ('model', '_selection', '_couples_samples', '_staged', '_epoch_began')
     class_aware = False
     num_classes: int | None = None  # length of the class counts, compared with the logits
     adaptive_eta = 0.0  # added to |theta| in T
@@ -93,20 +92,22 @@ class SharpnessAware(OptimizerWrapper):
             batchnorm: str = 'batch',
             **base_options: Any,
     ) -> None:
-        if check_range('every', every, 1) != int(every):
-            raise ValueError(f'every must be a whole number >= 1, got {every}')
-        self.every = int(every)
+        self.every = check_whole('every', every, 1)
         self.start_epoch = check_range('start_epoch', start_epoch, 0)
         self.layers = [layers] if isinstance(layers, str) else None if layers is None else list(layers)
         self.exclude_norm_bias = bool(exclude_norm_bias)
         self.rho_schedule = check_option('rho_schedule', rho_schedule, SCHEDULES)
         self.rho_end = check_range('rho_end', rho_end, 0)
         self.local_ascent = bool(local_ascent)
+        if batchnorm in _REMOVED:
+            raise ValueError(
+                f"batchnorm={batchnorm!r} was removed, because 'stacked' follows the exact step more closely at the "
+                f"same cost; use batchnorm='stacked'")
         self.batchnorm = check_option('batchnorm', batchnorm, BATCHNORM)
         self.adaptive = bool(adaptive)
         if adaptive and type(self).perturb is not SharpnessAware.perturb:
             raise ValueError(f'{type(self).__name__} has a perturbation of its own, so adaptive=True has no meaning')
-        self._warned = False
+        self._said: set[str] = set()
         base_optimizer = create_base(type(self), params, base, base_options)
         super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
 
@@ -149,10 +150,17 @@ class SharpnessAware(OptimizerWrapper):
         return radius / (norm + _NORM_EPS) + 0 * norm
 
     def extra_gradient(self, grad_scale: Tensor | None) -> None:
-        """Add to ``.grad`` what no pass over the batch gives, e.g. a penalty's gradient (times ``grad_scale``).
+        """Add to ``.grad`` a gradient that needs no pass over the batch, e.g. of a penalty, times ``grad_scale``.
 
         Called once per step, after the gradients were averaged over processes.
         """
+
+    def idle_because(self) -> str | None:
+        """The options because of which a step never differs from that of the base; None if it may differ."""
+        return None
+
+    def parameters_changed(self) -> None:
+        """Called when the model, its classifier or the parameters of this optimizer have changed."""
 
     # Told by the training loop
 
@@ -161,33 +169,43 @@ class SharpnessAware(OptimizerWrapper):
 
         A :class:`BatchClosure` does this by itself; a plain closure does not, and then the buffers are not protected.
         """
-        self._model, ddp, _ = unwrap_model(model)
+        self.model, ddp, _ = unwrap_model(model)
         if ddp is not None:
             check_ddp(ddp)
-        self._names = {id(p): name.replace('_orig_mod.', '') for name, p in self._model.named_parameters()}
-        self._classifier = None
-        if self.layers is not None and 'classifier' in self.layers:
-            if not hasattr(self._model, 'get_classifier'):
-                raise ValueError(
-                    f"layers='classifier' needs a model with get_classifier(), as timm's have; "
-                    f'{type(self._model).__name__} has none, name its layers by a wildcard')
-            self._classifier = {id(p) for head in find_classifiers(self._model) for p in head.parameters()}
-        self._check_layers()
-        self._couples = None
+        self._couples_samples = None
+        self._update_selection()
 
-    def _check_layers(self) -> None:
-        for pattern in self.layers or ():
-            named = pattern == 'classifier' and self._classifier
-            if not named and not any(fnmatch(name, pattern) for name in self._names.values()):
-                raise ValueError(
-                    f'layers={pattern!r} is the name of no parameter of {type(self._model).__name__}; theirs are '
-                    f'such as {list(self._names.values())[:3]}, and * stands for any characters')
+    def set_epoch(self, epoch: int, num_epochs: int | None = None, steps_per_epoch: int | None = None) -> None:
+        """Tell the optimizer the epoch that begins now.
 
-    def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
-        """Tell the optimizer the epoch that begins now, counted from 0, and how many there will be."""
+        Args:
+            epoch: Counted from 0.
+            num_epochs: Number of epochs of the run; None leaves the last value.
+            steps_per_epoch: Optimizer steps of an epoch, for a warning about ``every``; None: counted.
+        """
         self._own['epoch'] = check_range('epoch', epoch, 0)
         if num_epochs is not None:
             self._own['num_epochs'] = check_range('num_epochs', num_epochs, 1)
+        self.warn_if_idle()
+        if self.num_epochs is None:
+            return
+        self._warn_once(start_epoch_problem(self.start_epoch, self.num_epochs))
+        if steps_per_epoch is None and self._epoch_began is not None and self._epoch_began[0] == epoch - 1:
+            steps_per_epoch = self._own['step'] - self._epoch_began[1]
+        self._epoch_began = epoch, self._own['step']
+        if steps_per_epoch:
+            self._warn_once(steps_problem(self.every, self.start_epoch, self.num_epochs, steps_per_epoch))
+
+    def warn_if_idle(self) -> None:
+        """Warn once if the options leave every step to the base optimizer."""
+        reason = self.idle_because()
+        if reason is not None:
+            self._warn_once(f'{reason}, so no step is perturbed and the run is that of the base optimizer')
+
+    def _warn_once(self, problem: str | None) -> None:
+        if problem is not None and problem not in self._said:
+            self._said.add(problem)
+            warnings.warn(f'{type(self).__name__}: {problem}.', stacklevel=3)
 
     @property
     def epoch(self) -> int:
@@ -197,38 +215,36 @@ class SharpnessAware(OptimizerWrapper):
     def num_epochs(self) -> int | None:
         return self._own['num_epochs']
 
-    def _schedule(self) -> float:
-        """The factor on every radius at this epoch."""
-        if self.rho_schedule == 'constant':
-            return 1.0
-        if self.num_epochs is None:
-            raise ValueError(
-                f'rho_schedule={self.rho_schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at '
-                f'the start of every epoch')
-        t = min(self.epoch / max(self.num_epochs - 1, 1), 1.0)
-        if self.rho_schedule == 'linear':
-            return 1 + (self.rho_end - 1) * t
-        return self.rho_end + (1 - self.rho_end) * (1 + math.cos(math.pi * t)) / 2
-
     def _radii_now(self) -> list[float]:
         """Radii of this step: 0 before ``start_epoch`` and between the steps that perturb."""
         radii = self.radii()
         if self.epoch < self.start_epoch or self._own['step'] % self.every:
             return [0.0] * len(radii)
-        factor = self._schedule()
+        factor = radius_factor(self.rho_schedule, self.rho_end, self.epoch, self.num_epochs)
         return [radius * factor for radius in radii]
 
-    def _may_perturb(self, p: Tensor) -> bool:
-        if self.exclude_norm_bias and p.ndim <= 1:
-            return False
-        if self.layers is None:
-            return True
-        if self._model is None:
-            raise TypeError(
-                'layers=... needs the names of the parameters; call optimizer.attach(model) or pass a BatchClosure')
-        if self._classifier is not None and id(p) in self._classifier:
-            return True
-        return any(fnmatch(self._names.get(id(p), ''), pattern) for pattern in self.layers)
+    # Parameters
+
+    @property
+    def selection(self) -> ParameterSelection:
+        """The parameters that may be perturbed."""
+        if self._selection is None:
+            self._selection = ParameterSelection(type(self).__name__, self.layers, self.exclude_norm_bias)
+        return self._selection
+
+    def _update_selection(self) -> None:
+        if self.selection.update(self.model, [p for group in self.param_groups for p in group['params']]):
+            self.parameters_changed()
+
+    def trained_parameters(self) -> list[Tensor]:
+        """The parameters of the groups that require a gradient."""
+        return [p for group in self.param_groups for p in group['params'] if p.requires_grad]
+
+    def couples_samples(self, closure: BatchClosure) -> bool:
+        """Whether the whole batch has to pass for the loss of a part of it."""
+        if self._couples_samples is None:
+            self._couples_samples = CouplingProbe()
+        return self._couples_samples(closure)
 
     # Steps
 
@@ -237,27 +253,26 @@ class SharpnessAware(OptimizerWrapper):
 
         Args:
             closure: A :class:`BatchClosure`; for a method without classes any function that clears the gradients, runs
-                forward and backward and returns the loss. None: step with the gradients that are there, those of
-                :meth:`compute_grads`; without that call it is a plain step of the base, with one warning.
+                forward and backward and returns the loss. None: step with the gradients of :meth:`compute_grads`;
+                without that call it is a plain step of the base, with one warning.
 
         Returns:
             The loss at the unperturbed weights, or None without a closure.
         """
         loss = None
         if closure is not None:
-            # Accelerate puts a method of its own in the place of this one while a gradient scaler steps
+            # Accelerate replaces this method by its own while a gradient scaler steps
             scaling = getattr(self.__dict__.get('step'), '__qualname__', '').startswith('patch_optimizer_step')
             if scaling or (isinstance(closure, BatchClosure) and closure.scaler is not None):
                 raise RuntimeError(
                     f'{type(self).__name__}.step(closure) cannot unscale or skip under a gradient scaler; call '
                     f'timm_lt.optim.optimizer_step(optimizer, closure), or compute_grads(closure) and then step()')
             loss = self.compute_grads(closure)
-        elif self._staged is None and not self._warned and any(group['lr'] for group in self.param_groups):
-            self._warned = True
-            warnings.warn(
-                f'{type(self).__name__}.step() without a closure is a plain step of its base optimizer: no '
-                f'perturbation was computed. Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) '
-                f'with a timm_lt.optim.BatchClosure.', stacklevel=2)
+        elif self._staged is None and any(group['lr'] for group in self.param_groups):
+            self._warn_once(
+                'step() without a closure is a plain step of its base optimizer, because no perturbation was computed. '
+                'Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) with a '
+                'timm_lt.optim.BatchClosure')
         if self._staged is not None:
             self._own.update(self._staged)
             self._staged = None
@@ -271,7 +286,7 @@ class SharpnessAware(OptimizerWrapper):
         super().zero_grad(set_to_none)
 
     def compute_grads(self, closure: Callable[[], Any], grad_scale: Tensor | float | None = None) -> Any:
-        """Compute the gradients of a step: weights and buffers are as after one plain forward, ``.grad`` is final.
+        """Compute the gradients of a step into ``.grad``; weights and buffers are as after one plain forward.
 
         ``.grad`` is averaged over processes and still carries the loss scale. The step follows with ``step()``; a step
         that a scaler skips changes nothing.
@@ -288,25 +303,33 @@ class SharpnessAware(OptimizerWrapper):
             RuntimeError: Inside an autocast block.
         """
         self._check_call(closure)
+        self.warn_if_idle()
         self._staged = None
         radii = self._radii_now()
-        if isinstance(closure, BatchClosure):
-            # sharding puts new parameters into the same module
-            if self._model is not closure.module or (closure.sharded and self.layers is not None):
+        batch = isinstance(closure, BatchClosure)
+        if batch:
+            closure.begin_step()
+            if self.model is not closure.module:
                 self.attach(closure.module)
             if grad_scale is None:
                 grad_scale = closure.grad_scale()
+        if any(radii):
+            self._update_selection()
         with torch.enable_grad():
-            if self.class_aware:
-                loss = self._class_aware_gradients(closure, radii, grad_scale)
-            else:
-                loss = self._whole_batch_gradients(closure, radii[0], grad_scale)
-        if isinstance(closure, BatchClosure):
+            loss = self._gradients(closure, radii, grad_scale)
+        if batch:
             self._check_output(closure)
         with torch.no_grad():
             self.extra_gradient(grad_scale)
         self._staged = {'step': self._own['step'] + 1}
         return loss
+
+    def _gradients(self, closure: Any, radii: list[float], grad_scale: Tensor | float | None) -> Any:
+        """Fill ``.grad``; returns the loss at the unperturbed weights."""
+        gradients = StepGradients(self, closure, grad_scale)
+        if not self.class_aware:
+            return gradients.of_whole_batch(radii[0])
+        return gradients.of_parts(closure.part_table(self.part_weights), radii)
 
     def _check_call(self, closure: Any) -> None:
         who = type(self).__name__
@@ -330,49 +353,3 @@ class SharpnessAware(OptimizerWrapper):
             raise ValueError(
                 f'{type(self).__name__}: class_counts has {self.num_classes} entries, but the model gives '
                 f'{logits.shape[1]} logits; pass one count per class')
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group['params'] if p.requires_grad]
-
-    def _passing(self, closure: Any) -> list[Tensor]:
-        """Parameters whose gradients the passes gather: ours, then those of the model that another optimizer steps."""
-        ours = self._params()
-        if not isinstance(closure, BatchClosure):
-            return ours
-        known = {id(p) for p in ours}
-        return ours + [p for p in closure.module.parameters() if p.requires_grad and id(p) not in known]
-
-    def _part(
-            self, index: int, radius: float, samples: int, params: list[Tensor], gradients: list[Tensor | None],
-            grad_scale: Tensor | float | None,
-    ) -> Part:
-        ours = {id(p) for p in self._params()}
-        pairs = [
-            (p, g) for p, g in zip(params, gradients) if g is not None and id(p) in ours and self._may_perturb(p)]
-        part = Part(index, radius, samples, [p for p, _ in pairs], [g for _, g in pairs])
-        if grad_scale is not None:
-            scale_(part.grads, 1 / grad_scale)
-        return part
-
-    def _whole_batch_gradients(self, closure: Any, radius: float, grad_scale: Tensor | float | None) -> Any:
-        return whole_batch_gradients(self, closure, radius, grad_scale)
-
-    def _class_aware_gradients(
-            self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
-        return class_aware_gradients(self, closure, radii, grad_scale)
-
-    def _couples_samples(self, closure: BatchClosure) -> bool:
-        """Whether the whole batch has to pass for the loss of a part of it."""
-        if getattr(closure.criterion, 'couples_samples', False):
-            if self.batchnorm != 'batch':
-                raise ValueError(
-                    f'batchnorm={self.batchnorm!r} passes parts of a batch, but the loss of a sample under '
-                    f"{type(closure.criterion).__name__} depends on its whole batch; use batchnorm='batch'")
-            return True
-        if closure.sharded or closure.compiled:
-            # all processes gather the parameters together; another batch size would compile another graph
-            return True
-        training = [m.training for m in closure.module.modules()]
-        if self._couples is None or self._couples[0] != training:
-            self._couples = training, couples_samples(closure)
-        return self._couples[1]

@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from gkp_cases import COUNTS, Loader, images, make_gkp, make_trainer
 
 from timm_lt import ClassDistribution
-from timm_lt.gkp import GKP, GroupPenalty, QuadraticPenalty, capped_indices, images_per_class
-from timm_lt.gkp.task import encoder_parameters
+from timm_lt.gkp import (
+    GKP,
+    GroupPenalty,
+    QuadraticPenalty,
+    capped_indices,
+    encoder_parameters,
+    images_per_class,
+)
 from timm_lt.optim import BatchClosure
 
 
@@ -98,7 +104,7 @@ def test_penalty_equals_anchors_and_fishers_taken_one_by_one(size):
     torch.testing.assert_close(gkp.penalty.gradients(), expected.gradients(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize('options', [{}, {'variant': 'released'}, {'on_disk': True}], ids=str)
+@pytest.mark.parametrize('options', [{}, {'on_disk': True}], ids=str)
 def test_resume_in_the_middle_is_bit_exact(tmp_path, options):
     options = dict(options)
     own = {'directory': tmp_path} if options.pop('on_disk', False) else {}
@@ -118,12 +124,6 @@ def test_resume_in_the_middle_is_bit_exact(tmp_path, options):
         assert torch.equal(a, b)
     assert torch.equal(gkp.groups, again.groups) and torch.equal(gkp.bank.best_epoch, again.bank.best_epoch)
     assert torch.equal(gkp.bank.similarity(), again.bank.similarity())
-
-
-def test_released_form_keeps_the_parts_of_the_groups():
-    gkp, trainer = make_gkp(), make_trainer(variant='released')
-    train(trainer, gkp, 0, 3)
-    assert isinstance(gkp.penalty, GroupPenalty) and gkp.penalty.num_groups == int(gkp.groups.max()) + 1
 
 
 def test_one_group_has_no_penalty_and_strength_zero_is_gsa_alone():

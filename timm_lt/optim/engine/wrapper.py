@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from .. import _timm_hooks
-from .._registry import OPTIMIZERS
-from .._types import ParamsT
-from .._validate import nearest_names
-from ._tensors import DTensor
+from ... import _timm_hooks
+from ..._registry import OPTIMIZERS
+from ..._types import ParamsT
+from ..._validate import nearest_names
+from .._tensors import DTensor
 
 STATE_KEY = 'sharpness_aware'
-# what timm's factory takes besides the options of the optimizer itself
+# options of timm's factory besides those of the optimizer itself
 _FACTORY_OPTIONS = ('lr', 'weight_decay', 'momentum', 'eps', 'betas', 'foreach')
 
 
@@ -22,13 +22,13 @@ class OptimizerWrapper(torch.optim.Optimizer):
 
     Args:
         base: A built optimizer.
-        own: What this wrapper keeps across checkpoints; plain numbers and strings.
+        own: State of this wrapper that checkpoints keep; plain numbers, strings and lists.
     """
 
     _transient = ('_model',)  # not copied or pickled
 
     def __init__(self, base: torch.optim.Optimizer, own: dict[str, Any]) -> None:
-        # Optimizer.__init__ would give this wrapper groups and state of its own; this sets up its hooks alone
+        # Optimizer.__init__ would make groups and state beside those of the base; this sets up the hooks alone
         self.__setstate__({'base': base, '_own': own})
 
     @property
@@ -66,7 +66,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
             hook(self)
         state = {**self.base.state_dict(), STATE_KEY: copy.deepcopy(self._own)}
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group['params']):
-            # what writes sharded checkpoints keeps the groups and the state, and nothing else
+            # torch's sharded checkpoints keep nothing but groups and state
             state['param_groups'][0][STATE_KEY] = state[STATE_KEY]
         for hook in self._optimizer_state_dict_post_hooks.values():
             result = hook(self, state)
@@ -74,7 +74,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint of this optimizer, or of the bare base: then its own state stays as it is."""
+        """Load a checkpoint of this optimizer, or of the bare base, which leaves the own state unchanged."""
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             result = hook(self, state_dict)
             state_dict = state_dict if result is None else result
@@ -84,7 +84,8 @@ class OptimizerWrapper(torch.optim.Optimizer):
         self.base.load_state_dict({
             **{key: value for key, value in state_dict.items() if key != STATE_KEY}, 'param_groups': groups})
         if own is not None:
-            self._own.update(copy.deepcopy(own))
+            # entries that this version no longer keeps are dropped
+            self._own.update({key: copy.deepcopy(value) for key, value in own.items() if key in self._own})
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

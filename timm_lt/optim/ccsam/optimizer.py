@@ -5,12 +5,13 @@ Implements: for each class c present the perturbation ``eps_c = scale * sqrt(k) 
 classifier w, with g_c the gradient of the mean loss of its samples, k = dim(w) and
 ``rho_c = (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``, and the loss
 ``(1 - perturbed_share) * clean + perturbed_share * (1/B) sum_c sum_{i in c} l_i(w + eps_c)``.
-Source: written from the equations; closed form for the classifier in ``_ccsam_head.py``.
+Source: written from the equations; the closed form for the classifier is in ``perturbations.py``.
 Differs from the paper / official code: n_c = 1 counts as 2 (0 is divided by there); a class without gradient is not
 perturbed. ``variant='released'`` takes norm and direction of g_c per tensor, as the official code does.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,22 +19,23 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._classifier import find_classifier
-from .._registry import register_optimizer
-from .._types import ClassCounts, ParamsT
-from .._validate import check_class_counts, check_option, check_range
-from ._ccsam_closed import ClosedForm, UnmixedClosure, closed_form_of
-from ._ccsam_head import VARIANTS, class_perturbations, class_radius, cosine_perturbations
-from ._engine import Part, SharpnessAware
-from ._head_tail import weights_of_classes
-from ._passes import take_gradients
-from ._tensors import DTensor, SavedBuffers, global_norm, scale_
-from .closure import BatchClosure, unwrap_model
+from ..._classifier import find_classifier
+from ..._registry import register_optimizer
+from ..._types import ClassCounts, ParamsT
+from ..._unwrap import unwrap_model
+from ..._validate import check_class_counts, check_option, check_range
+from .._head_tail import weights_of_classes
+from .._tensors import SavedBuffers, global_norm, scale_, take_gradients
+from ..engine import BatchClosure, Part, SharpnessAware
+from ..engine.gradients import StepGradients
+from .closed_form import ClosedForm
+from .perturbations import VARIANTS, class_radius, has_closed_form
+from .unmixed import UnmixedClosure
 
 
 @register_optimizer('ccsam', paper='Zhou et al., CVPR 2023', needs=('class_counts',))
 class CCSAM(SharpnessAware):
-    """Class-conditional sharpness-aware minimization around any optimizer of timm.
+    """Class-conditional sharpness-aware minimization around any optimizer of timm (Zhou et al. 2023, first stage).
 
     With the classifier as the perturbed part (the default) a step is one forward and one backward pass: the perturbed
     losses of all classes come in closed form from the features of that forward. A window of several micro-batches takes
@@ -58,7 +60,7 @@ class CCSAM(SharpnessAware):
         >>> loss = optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
     """
 
-    _transient = (*SharpnessAware._transient, '_closed', '_scale_now', '_counts_there', '_closure', '_clean_share')
+    _transient = (*SharpnessAware._transient, '_closed')
     class_aware = True
 
     def __init__(
@@ -77,54 +79,51 @@ class CCSAM(SharpnessAware):
         self.perturbed_share = check_range('perturbed_share', perturbed_share, 0, 1)
         self.variant = check_option('variant', variant, VARIANTS)
         super().__init__(params, layers=layers, **options)
+        self.warn_if_idle()
+
+    def parameters_changed(self) -> None:
+        before, self._closed = self._closed, None
+        if self.layers != ['classifier'] or self.exclude_norm_bias:
+            return
+        head = find_classifier(self.model)
+        if has_closed_form(head) and all(p in self.selection for p in head.parameters()):
+            self._closed = ClosedForm(
+                head, self.class_counts, self.perturbed_share, self.variant, joint=not self.local_ascent)
+            if before is not None and before.head is head:
+                self._closed.tap = before.tap
 
     def attach(self, model: nn.Module) -> None:
         super().attach(model)
-        self._closed = None
-        if self.layers == ['classifier'] and not self.exclude_norm_bias:
-            head = find_classifier(self._model)
-            ours = {id(p) for p in self._params()}
-            if closed_form_of(head) and all(id(p) in ours for p in head.parameters()):
-                if head.weight.shape[0] != len(self.class_counts):
-                    raise ValueError(
-                        f'CCSAM: class_counts has {len(self.class_counts)} entries, but the model has '
-                        f'{head.weight.shape[0]} classes; pass one count per class')
-                self._closed = ClosedForm(head, self._head_perturbations, self.perturbed_share, not self.local_ascent)
-                if unwrap_model(model)[2]:
-                    self._closed.watch_compiled()
-
-    def _head_perturbations(self, features: Tensor, residuals: Tensor, labels: Tensor) -> Any:
-        head, scale = self._closed.head, self._scale_now
-        weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (head.weight, head.bias))
-        if self._counts_there is None or self._counts_there.device != labels.device:
-            self._counts_there = self.class_counts.to(labels.device)
-        counts = self._counts_there
-        if isinstance(head, nn.Linear):
-            return class_perturbations(
-                features, residuals, labels, counts, weight, bias, scale=scale, variant=self.variant)
-        return cosine_perturbations(features, residuals, labels, counts, weight, head.scale, scale=scale)
+        if self._closed is not None and unwrap_model(model)[2]:
+            self._closed.watch_compiled()
 
     def radii(self) -> list[float]:
         # one part per class, and the clean loss of the whole batch
         perturbed = self.scale if self.perturbed_share > 0 else 0.0
         return [perturbed] * len(self.class_counts) + [0.0]
 
+    def idle_because(self) -> str | None:
+        return 'scale=0' if self.scale == 0 else 'perturbed_share=0' if self.perturbed_share == 0 else None
+
     def part_weights(self, labels: Tensor) -> Tensor:
+        return self._weights(labels, 1 - self.perturbed_share)
+
+    def _weights(self, labels: Tensor, clean_share: float) -> Tensor:
+        """A row of ``perturbed_share`` for each class, then one of ``clean_share`` for all samples, (C + 1, B)."""
         num_classes = len(self.class_counts)
-        clean = torch.full((1, num_classes), self._clean_share, dtype=torch.float64)
+        clean = torch.full((1, num_classes), clean_share, dtype=torch.float64)
         clean = weights_of_classes(clean, labels, type(self).__name__)
         return torch.cat([self.perturbed_share * F.one_hot(labels, num_classes).T.double(), clean])
 
     def perturb(self, parts: list[Part]) -> None:
         """The equations on the gradients of any layers."""
-        # a part's gradient is that of perturbed_share * (1/N) * (sum of its losses)
-        total = self._closure.normalizer().double() * self._closure.world_size / self.perturbed_share
         for part in parts:
             norm = global_norm(part.params)
             numel = sum(p.numel() for p in part.params)
-            mean = (total / part.samples).to(norm)
+            # the gradient is of perturbed_share * (1/N) * (sum of the losses); g_c is of their mean
+            mean = (part.normalizer / self.perturbed_share / part.samples).to(norm)
             groups = [part.grads] if self.variant == 'paper' else [[g] for g in part.grads]
-            # of a tensor whose gradient is rounding (a bias before BatchNorm) the radius |g|**-1/2 would be huge
+            # the radius |g|**-1/2 of a gradient that is only rounding (a bias before BatchNorm) would be huge
             least = 100 * torch.finfo(norm.dtype).eps * global_norm(part.grads) * mean
             for grads in groups:
                 size = global_norm(grads) * mean
@@ -133,36 +132,29 @@ class CCSAM(SharpnessAware):
                 rho = class_radius(norm, size, self.class_counts[part.index].to(norm), numel) * there
                 scale_(grads, part.radius * math.sqrt(numel) * rho * mean / size)
 
-    def _class_aware_gradients(
-            self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
+    def _gradients(self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
         closure.zero_grad()
         if radii[0] == 0:
             return closure.mean_pass()
         closed = self._closed is not None and (isinstance(self._closed.head, nn.Linear) or not closure.sharded)
-        if closed and not getattr(closure.criterion, 'takes_views', False):  # its loss is of more than the logits
-            self._scale_now = radii[0]
-            return self._closed.gradients(closure)
+        if closed and not getattr(closure.criterion, 'takes_views', False):  # its loss takes more than the logits
+            return self._closed.gradients(closure, scale=radii[0])
         if self.local_ascent and closure.world_size > 1:
             raise ValueError("CCSAM: local_ascent=True needs layers='classifier'; use local_ascent=False")
-        mixed = any(target.is_floating_point() for target in closure.targets)
-        try:
-            if mixed:
-                return self._mixed_targets(closure, radii, grad_scale)
-            self._closure, self._clean_share = closure, 1 - self.perturbed_share
-            return super()._class_aware_gradients(closure, radii, grad_scale)
-        finally:
-            self._closure = None
+        if any(target.is_floating_point() for target in closure.targets):
+            return self._mixed_targets(closure, radii, grad_scale)
+        return super()._gradients(closure, radii, grad_scale)
 
     def _mixed_targets(
             self, closure: BatchClosure, radii: list[float], grad_scale: Tensor | float | None) -> Tensor:
-        """Any layers under soft targets: the clean gradient is the closure's, the perturbed one the unmixed labels'."""
+        """Any layers under soft targets: the clean loss is of the soft targets, the perturbed one of the labels."""
         loss = closure.mean_pass()
-        params = self._params()
+        params = self.trained_parameters()
         clean, buffers = take_gradients(params), SavedBuffers(closure.module)
         unmixed = UnmixedClosure(closure)
-        self._closure, self._clean_share = unmixed, 0.0
         try:
-            super()._class_aware_gradients(unmixed, radii, grad_scale)
+            StepGradients(self, unmixed, grad_scale).of_parts(
+                unmixed.part_table(partial(self._weights, clean_share=0.0)), radii)
         finally:
             buffers.restore()
         for p, g in zip(params, clean):

@@ -1,27 +1,73 @@
 """CC-SAM on a linear or cosine classifier in closed form, for all classes of a batch at once.
 
 Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
-Implements: the per-class radius and perturbation of stage 1, with the classifier as the perturbed part.
-Source: written from the equations. With ``f_i`` the features, ``r_i`` the gradient of sample i's loss with respect to
+Implements: the radius and the perturbation of each class in stage 1, with the classifier as the perturbed part.
+Source: written from the equations.
+
+With ``f_i`` the features, ``r_i`` the gradient of sample i's loss with respect to
 its logits and m_c the samples of class c in the batch, the gradient of the mean loss of class c is
 ``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the
 shift ``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
 no C x C x D tensor, no loop over classes, no host synchronisation. A cosine classifier ``s <f, w> / (|f| |w|)`` has
 ``g_c = (1/m_c) * sum_j a_j (f_j/|f_j| - u_j w/|w|)^T`` with cosines u and ``a = s r / |w|``, orthogonal to w: the same
 products give the numerator ``<f, w + eps>`` and ``|w + eps|**2 = |w|**2 + |eps|**2``.
+
 Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2, and a
 class whose gradient is zero is not perturbed; the official code divides by zero in both cases.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._tensors import DTensor
+
 VARIANTS = ('paper', 'released')
 _NORM_EPS = 1e-12  # the official code adds it to the norm of the classifier
+
+
+class HeadPerturbations(Protocol):
+    """One perturbation of a classifier per class."""
+
+    def perturbed_logits(self, classifier: nn.Module, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Logits of each sample under the perturbation of its class, (B, C).
+
+        Differentiable with respect to the features and the parameters of the classifier; perturbations are constants.
+
+        Args:
+            classifier: The layer.
+            logits: Its output, (B, C).
+            features: Its input, (B, D).
+            labels: Class of each sample, (B,).
+        """
+
+
+def head_perturbations(
+        head: nn.Module, features: Tensor, residuals: Tensor, labels: Tensor, class_counts: Tensor, *,
+        scale: float, variant: str,
+) -> HeadPerturbations:
+    """The perturbation of each class for a linear or cosine classifier, see :func:`class_perturbations`.
+
+    Args:
+        head: A layer that :func:`has_closed_form` accepts.
+        features, residuals, labels, class_counts, scale, variant: See :func:`class_perturbations`.
+    """
+    weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (head.weight, head.bias))
+    if isinstance(head, nn.Linear):
+        return class_perturbations(
+            features, residuals, labels, class_counts, weight, bias, scale=scale, variant=variant)
+    return cosine_perturbations(features, residuals, labels, class_counts, weight, head.scale, scale=scale)
+
+
+def has_closed_form(head: Any) -> bool:
+    """Whether the perturbed losses of a classifier are known in closed form: a linear or a fixed-scale cosine layer."""
+    if isinstance(head, nn.Linear):
+        return type(head).forward is nn.Linear.forward
+    return type(head).__name__ == 'CosineClassifier' and head.log_scale is None
 
 
 @dataclass(frozen=True)
@@ -49,7 +95,7 @@ class ClassPerturbations:
     bias_radius: Tensor
 
     def shift(self, features: Tensor, labels: Tensor) -> Tensor:
-        """What the perturbation of its class adds to the logits of each sample, (B, C).
+        """Change of the logits of each sample under the perturbation of its class, (B, C).
 
         Linear in ``features``, and differentiable with respect to them only: features flow through the perturbed
         classifier, perturbations are constants.
@@ -63,7 +109,7 @@ class ClassPerturbations:
         return (kernel * same) @ self.residuals
 
     def perturbed_logits(self, classifier: nn.Linear, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """Logits of each sample under the perturbation of its class, (B, C), from those of the classifier."""
+        """See :class:`HeadPerturbations`."""
         return logits + self.shift(features.to(self.features.dtype), labels)
 
 
@@ -77,7 +123,7 @@ class CosinePerturbations:
         labels: (N,), int64.
         weight_scale: (N,), as in :class:`ClassPerturbations`.
         weight_radius: (N,).
-        radial: ``weight_scale * sum_{j in c} a_j u_j``, the part along the class vectors that is taken out, (N, C).
+        radial: ``weight_scale * sum_{j in c} a_j u_j``, the component along the class vectors, (N, C).
         eps_norm_2: ``|eps|**2`` of each class vector, (N, C).
     """
     features: Tensor
@@ -89,15 +135,12 @@ class CosinePerturbations:
     eps_norm_2: Tensor
 
     def perturbed_logits(self, classifier: nn.Module, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-        """Logits under the perturbation of its class, (B, C); ``labels`` must be among ``self.labels``.
-
-        Differentiable with respect to the features and the classifier's weight.
-        """
+        """See :class:`HeadPerturbations`; ``labels`` must be among ``self.labels``."""
         weight = classifier.weight.to(self.features.dtype)
         unit = F.normalize(features.to(self.features.dtype), dim=1)
         direction = F.normalize(weight.detach(), dim=1)
         same = (labels[:, None] == self.labels).to(unit.dtype)
-        row = same.argmax(1)  # some sample of the same class: what is stored is the class's
+        row = same.argmax(1)  # any sample of the same class, because the stored values are per class
         kernel = same * self.weight_scale
         radial = self.radial[row]
         cosines = unit @ direction.T
@@ -222,10 +265,9 @@ def _radius_and_scale(
         num_parameters: int,
         scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Radius, and what ``sum_{j in c} r_j f_j^T`` is multiplied by, for the class of each sample, from ``|g_c|**2``."""
+    """Radius, and the factor on ``sum_{j in c} r_j f_j^T``, for the class of each sample, from ``|g_c|**2``."""
     info = torch.finfo(norm_2.dtype)
-    # below this the square has lost its digits: the class counts as solved, and a radius that grows as |g|**-1/2 would
-    # only blow up rounding
+    # a smaller square is rounding, which the radius |g|**-1/2 would amplify: such a class is not perturbed
     perturbed = norm_2 > info.tiny / info.eps
     norm = norm_2.where(perturbed, torch.ones_like(norm_2)).sqrt()
     radius = class_radius(classifier_norm_2.sqrt() + _NORM_EPS, norm, class_counts, num_parameters) * perturbed

@@ -1,0 +1,28 @@
+"""A batch under mixup, seen with its unmixed labels."""
+
+from contextlib import AbstractContextManager
+
+from ..engine import BatchClosure
+
+
+class UnmixedClosure(BatchClosure):
+    """A closure with the class of each sample as the target; its passes never count for the statistics of the loss.
+
+    Its passes draw the same random numbers as those of the closure.
+
+    Args:
+        closure: The batch, with soft targets or not.
+    """
+
+    def __init__(self, closure: BatchClosure) -> None:
+        labels = []
+        for target, label in zip(closure.targets, closure._labels):
+            if not target.is_floating_point():
+                labels.append(target)
+            else:
+                labels.append(target.argmax(1) if label is None else label.to(target.device))
+        super().__init__(closure.model, closure.criterion, closure.inputs, labels, closure.accelerator)
+        self._replay = closure._replay
+
+    def forward_context(self, first: bool) -> AbstractContextManager:
+        return super().forward_context(first=False)

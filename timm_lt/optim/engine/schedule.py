@@ -1,0 +1,44 @@
+"""When a method perturbs, and how its radius moves over the epochs."""
+
+import math
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+def radius_factor(schedule: str, end: float, epoch: int, num_epochs: int | None) -> float:
+    """The factor on every radius at an epoch: 1 at the first, ``end`` at the last.
+
+    Args:
+        schedule: 'constant' (always 1), 'linear' or 'cosine'.
+        end: Factor at the last epoch, >= 0.
+        epoch: Counted from 0.
+        num_epochs: Number of epochs; needed unless constant.
+    """
+    if schedule == 'constant':
+        return 1.0
+    if num_epochs is None:
+        raise ValueError(
+            f'rho_schedule={schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at the start of '
+            f'every epoch')
+    t = min(epoch / max(num_epochs - 1, 1), 1.0)
+    if schedule == 'linear':
+        return 1 + (end - 1) * t
+    return end + (1 - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def start_epoch_problem(start_epoch: float, num_epochs: int) -> str | None:
+    """Why no step of a run is perturbed, because of ``start_epoch``; None if some step is."""
+    if start_epoch < num_epochs:
+        return None
+    return (
+        f'start_epoch={start_epoch} lies beyond the last epoch ({num_epochs - 1}, counted from 0), so no step is '
+        f'perturbed and the run is that of the base optimizer; lower start_epoch')
+
+
+def steps_problem(every: int, start_epoch: float, num_epochs: int, steps_per_epoch: int) -> str | None:
+    """Why at most one step of a run is perturbed, because of ``every``; None if several are."""
+    first, end = math.ceil(start_epoch) * steps_per_epoch, num_epochs * steps_per_epoch
+    perturbed = -(-end // every) - -(-first // every)
+    if every == 1 or first >= end or perturbed > 1:
+        return None
+    return f'every={every} perturbs {perturbed} of the {end} steps of this run; lower every'
