@@ -16,6 +16,7 @@ from ._targets import (
     check_target_values,
     check_targets,
     ignored_samples,
+    is_traced,
     num_counted,
     of_counted_samples,
     smooth_target,
@@ -194,7 +195,7 @@ class LongTailLoss(nn.Module):
 
     def _check_values(self, logits: Tensor, target: Tensor) -> None:
         """Check targets, and cosines, at every call on a CPU and at the first on other devices."""
-        if torch.compiler.is_compiling() or logits.is_meta:
+        if is_traced(logits):
             return
         if logits.device.type != 'cpu':
             if self._read_values or logits.is_cuda and torch.cuda.is_current_stream_capturing():

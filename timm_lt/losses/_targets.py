@@ -8,6 +8,12 @@ from torch import Tensor
 IGNORE_INDEX = -100  # the label that torch's cross-entropy ignores
 
 
+def is_traced(tensor: Tensor) -> bool:
+    """Whether the values of a tensor cannot be read: under ``torch.compile`` or ``vmap``, or on the meta device."""
+    return (
+        torch.compiler.is_compiling() or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def check_targets(
         logits: Tensor,
         target: Tensor,
@@ -77,7 +83,7 @@ def ignored_samples(target: Tensor) -> Tensor | None:
     if target.is_floating_point():
         return None
     ignored = target == IGNORE_INDEX
-    if target.device.type == 'cpu' and not torch.compiler.is_compiling() and not bool(ignored.any()):
+    if target.device.type == 'cpu' and not is_traced(target) and not bool(ignored.any()):
         return None
     return ignored
 
