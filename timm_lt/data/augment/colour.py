@@ -58,28 +58,29 @@ def hue(images: Tensor, arguments: Tensor) -> Tensor:
     """Turn the hue by the argument, in turns, -0.5 to 0.5; hue and saturation have 256 levels."""
     if images.shape[1] == 1:
         return images
-    high, low = images.amax(1).float(), images.amin(1).float()
-    span = (high - low).clamp(min=1)
-    red, green, blue = (((high - channel) / span).double() for channel in images.float().unbind(1))
-    sixths = torch.where(
-        red == 0, blue - green, torch.where(green == 0, 2 + red - blue, 4 + green - red))
-    # Pillow keeps these numbers in single precision between its steps
-    turns = ((sixths.float().double() / 6 + 1) % 1).float()
-    levels = ((turns.double() * 255).long() + (arguments * 255).long().view(-1, 1, 1)) % 256
-    strength = (((high - low) / high.clamp(min=1)).double() * 255).long()
-    return _from_hsv(levels, strength, high)
+    high, low = images.amax(1), images.amin(1)
+    levels = _hue_levels(images, high, low) + (arguments * 255).int().to(torch.uint8).view(-1, 1, 1)  # goes round
+    high, span = high.float(), (high - low).float()
+    strength = (span / high.clamp(min=1) * 255).floor_() / 255
+    # each channel keeps the value in two sixths of the circle, loses the span in two, and changes in between
+    offset = torch.tensor([5., 3., 1.], device=images.device).view(3, 1, 1)
+    place = (levels.float() * 6 / 255).unsqueeze(1) + offset
+    place = place - 6 * (place >= 6)
+    lost = torch.minimum(place, 4 - place).clamp_(0, 1).mul_(strength.unsqueeze(1))
+    return (high.unsqueeze(1) * (1 - lost) + 0.5).to(torch.uint8)
 
 
-def _from_hsv(hue: Tensor, strength: Tensor, value: Tensor) -> Tensor:
-    """RGB images of hue, saturation and value of 0..255, each (n, H, W)."""
-    sixths = hue.double() * 6 / 255
-    sector = sixths.floor()
-    part, strength = sixths - sector, strength.double() / 255
-    levels = torch.stack([value.double(), *(
-        value * (1 - strength * share) for share in (part.new_ones(()), part, 1 - part))], 1)
-    # which of value, 1, part and 1 - part (as shares) red, green and blue take in each sector
-    choice = torch.tensor([[0, 2, 1, 1, 3, 0], [3, 0, 0, 2, 1, 1], [1, 1, 3, 0, 0, 2]], device=hue.device)
-    return (levels + 0.5).to(torch.uint8).gather(1, choice[:, sector.long() % 6].transpose(0, 1))
+def _hue_levels(images: Tensor, high: Tensor, low: Tensor) -> Tensor:
+    """Pillow's hue of each pixel, 0 to 255; (n, 3, H, W) to (n, H, W), uint8."""
+    red, green, blue = ((high - channel).float() / (high - low).clamp(min=1) for channel in images.unbind(1))
+    is_red, is_green = red == 0, green == 0
+    base = torch.where(is_red, 0., torch.where(is_green, 2., 4.))
+    plus = torch.where(is_red, blue, torch.where(is_green, red, green))
+    minus = torch.where(is_red, green, torch.where(is_green, blue, red))
+    # single and double precision as in Pillow, because the levels are cut, not rounded
+    sixths = (base.double() + plus - minus).float()
+    turns = (sixths.double() / 6 + 1).frac_().float()
+    return (turns.double() * 255).to(torch.uint8)
 
 
 def blur(images: Tensor, arguments: Tensor) -> Tensor:

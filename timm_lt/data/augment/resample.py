@@ -19,11 +19,12 @@ def weighted_sums(images: Tensor, rows: Tensor, columns: Tensor, round_between: 
         round_between: Round to grey levels between the two sums, as Pillow does; columns come first.
     """
     n, channels, height, width = images.shape
-    result = images.reshape(n, channels * height, width).float() @ columns.transpose(1, 2)
+    lines = images.transpose(1, 2).float().reshape(n, height * channels, width)
+    result = (lines @ columns.transpose(1, 2)).view(n, height, -1)
     if round_between:
-        result = (result + 0.5).floor_().clamp_(0, 255)
-    result = rows.unsqueeze(1) @ result.view(n, channels, height, -1)
-    return (result + 0.5).clamp_(0, 255).to(torch.uint8)
+        result.add_(0.5).floor_().clamp_(0, 255)
+    result = (rows @ result).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return result.view(n, rows.shape[1], channels, -1).transpose(1, 2).contiguous()
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -58,9 +59,10 @@ def resize_weights(start: Tensor, length: Tensor, out: int, size: int, interpola
     pixel = torch.arange(size, device=start.device).view(1, 1, -1) - start.view(-1, 1, 1)
     first = (center - reach * widened + 0.5).floor()
     end = (center + reach * widened + 0.5).floor()
-    used = (pixel >= first) & (pixel < end) & (pixel >= 0) & (pixel < length)
-    weights = torch.where(used, weight((pixel + 0.5 - center) / widened), 0.)
-    return (weights / weights.sum(2, keepdim=True)).float()
+    first, end = first.clamp_(min=0), torch.minimum(end, length)
+    used = (pixel >= first) & (pixel < end)
+    weights = weight((pixel - (center - 0.5).float()) / widened.float()).mul_(used)
+    return weights / weights.sum(2, keepdim=True)
 
 
 def blur_weights(sigma: Tensor, size: int, kernel: int) -> Tensor:
