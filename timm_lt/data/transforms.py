@@ -20,6 +20,7 @@ from .augment.batch_form import batch_form
 from .augment.colour import BLUR_KERNEL
 from .augment.crop import PaddedCrop, ResizedCrop
 from .augment.resample import FILTERS
+from .pixels import convert_image
 
 __all__ = ['Augmentation', 'MultiView', 'eval_transform', 'three_views']
 
@@ -201,13 +202,13 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 
 
 class _Mode:
-    """Grey (1 channel) or RGB (3 channels), where an image has another mode."""
+    """Grey (1 channel) or RGB (3 channels), upright and with its levels kept, see :func:`convert_image`."""
 
     def __init__(self, channels: int) -> None:
         self.mode = {1: 'L', 3: 'RGB'}[check_option('channels', channels, (1, 3))]
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.mode == self.mode else image.convert(self.mode)
+        return convert_image(image, self.mode)
 
 
 class _Resize:
@@ -268,4 +269,5 @@ def eval_transform(
     """timm's evaluation transform up to normalisation: PIL image to uint8 tensor (C, H, W), no randomness."""
     resize = create_transform(
         tuple(input_size), is_training=False, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
-    return transforms.Compose([*resize.transforms[:-2], _Mode(input_size[0]), transforms.PILToTensor()])
+    return transforms.Compose(
+        [_Mode(3), *resize.transforms[:-2], _Mode(input_size[0]), transforms.PILToTensor()])
