@@ -5,9 +5,9 @@ recipe are averaged over them, and a published recipe leaves them out, because t
 """
 
 PRIVATE_OPTIONS = frozenset({
-    'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir', 'device', 'experiment',
-    'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume', 'revision',
-    'wandb_project', 'workers',
+    'channels_last', 'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir', 'device',
+    'experiment', 'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume',
+    'revision', 'wandb_project', 'workers',
 })
 
 __all__ = ['PRIVATE_OPTIONS']

@@ -266,10 +266,30 @@ def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_p
     return scheduler, epochs
 
 
-def build_ema(args: Namespace, model: nn.Module) -> ModelEmaV3 | None:
+EMA_INITIAL_SHARE = 0.01
+
+
+def initial_share(args: Namespace, updates: int) -> float:
+    """Share of the initial weights in a moving average of the asked decay after so many updates."""
+    return args.model_ema_decay ** max(updates - 1, 0)
+
+
+def build_ema(args: Namespace, model: nn.Module, updates: int) -> ModelEmaV3 | None:
+    """timm's moving average of the weights; it warms up by itself where the run is too short for its decay.
+
+    Too short: over 1% of the average would still be initial weights after the last update, e.g. fewer than 23,000
+    updates of a decay of 0.9998. The decay of update t is then ``min(decay, 1 - (1 + t) ** (-2 / 3))``, timm's warm-up,
+    under which the initial weights vanish. A longer run keeps the decay as it is asked for.
+
+    Args:
+        args: The options.
+        model: On its device, not yet wrapped.
+        updates: Of the whole run.
+    """
     if not args.model_ema:
         return None
-    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    too_short = initial_share(args, updates) > EMA_INITIAL_SHARE
+    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup or too_short)
 
 
 class EpochSchedule(Callback):

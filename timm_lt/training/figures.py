@@ -63,7 +63,7 @@ def final_metrics(
             'validation_part': data.validation_part,
             **({} if reported_epoch is None else {'reported_epoch': reported_epoch}),
             'epoch_chosen_by': chosen_by,
-            'weights': 'moving average' if trainer.ema is not None else 'raw',
+            'weights': _weights(trainer.ema),
             'split_rule': rule,
             'transductive': 'no',
             'processes': accelerator.num_processes,
@@ -122,6 +122,12 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         f'outputs: {folder}',
         '',
     ])
+
+
+def _weights(ema: Any) -> str:
+    if ema is None:
+        return 'raw'
+    return 'moving average, its decay warmed up' if ema.use_warmup else 'moving average'
 
 
 def _choice(facts: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from ..hub import has_token, push
 from . import build
 from .allocator import keep_freed_memory
 from .checkpoint import check_same_configuration, load_checkpoint
+from .checks import check_compilation, check_sample_values
 from .config import ConfigError, one_line, parse_args
 from .correction import check_classifier, check_correction, correct
 from .data import DataParts, build_data, build_loaders, gkp_loader
@@ -33,6 +34,7 @@ from .ending import (
 )
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .figures import final_metrics, metrics_of_both, split_rule, summary_table
+from .memory_format import is_channels_last, wants_channels_last
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer
 
@@ -84,6 +86,7 @@ def run(args: Namespace) -> dict[str, Any]:
         IncompleteRun: If something failed after training; weights are on disk.
     """
     build.check_names(args)
+    check_compilation(args)
     if args.posthoc:
         check_correction(args)
     if args.push_to_hub and not has_token():
@@ -123,7 +126,7 @@ def run(args: Namespace) -> dict[str, Any]:
     if checkpoint is not None:
         load_checkpoint(accelerator, checkpoint)
         _logger.info('resumed %s at epoch %d', folder.path, trainer.progress.epoch)
-    _announce(args, accelerator, data, model, folder)
+    _announce(args, accelerator, data, trainer, folder)
 
     trainer.fit()
     with nothing_is_lost(folder):
@@ -250,17 +253,18 @@ def build_trainer(
     """Put together what the options name; ``callbacks`` come after those of the loss."""
     distribution = data.distribution
     criterion = build.build_loss(args, distribution).to(accelerator.device)
-    if args.channels_last:
+    if wants_channels_last(args.channels_last, model, accelerator.device, accelerator.mixed_precision):
         model = model.to(memory_format=torch.channels_last)
     if args.sync_bn and accelerator.num_processes > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = build.training_model(args, model).to(accelerator.device)
-    ema = build.build_ema(args, model)
+    updates = -(-len(train_loader) // args.grad_accum_steps)
+    ema = build.build_ema(args, model, updates * args.epochs)
     optimizer = build.build_optimizer(args, model, distribution, build.scaled_lr(args, accelerator.num_processes))
+    check_sample_values(args, criterion, optimizer, distribution.num_classes)
     if args.torchcompile:
         model = torch.compile(model, backend=args.torchcompile)
     model, optimizer = accelerator.prepare(model, optimizer)
-    updates = -(-len(train_loader) // args.grad_accum_steps)
     scheduler, epochs = build.build_scheduler(args, optimizer, updates)
     torch.manual_seed(args.seed + accelerator.process_index)  # dropout differs between processes, weights did not
 
@@ -276,12 +280,21 @@ def build_trainer(
         quiet=args.quiet)
 
 
-def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, model: nn.Module, folder: RunFolder) -> None:
-    if accelerator.is_main_process:
+def _announce(args: Namespace, accelerator: Accelerator, data: DataParts, trainer: Trainer, folder: RunFolder) -> None:
+    if not accelerator.is_main_process:
+        return
+    model = trainer.plain_model
+    _logger.info(
+        '%s: %s\n%s, %d parameters, %s; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
+        args.dataset or args.data_dir, data.distribution, args.model, sum(p.numel() for p in model.parameters()),
+        'channels-last' if is_channels_last(model) else 'contiguous', args.loss, args.opt, args.sampler,
+        accelerator.num_processes, accelerator.device, folder.path)
+    if trainer.ema is not None and trainer.ema.use_warmup and not args.model_ema_warmup:
+        updates = trainer.epochs * -(-len(trainer.train_loader) // args.grad_accum_steps)
         _logger.info(
-            '%s: %s\n%s, %d parameters; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
-            args.dataset or args.data_dir, data.distribution, args.model, sum(p.numel() for p in model.parameters()),
-            args.loss, args.opt, args.sampler, accelerator.num_processes, accelerator.device, folder.path)
+            '--model-ema warms up, because a decay of %g would keep %.0f%% of the initial weights after %d updates; it '
+            'ends at %.4g', args.model_ema_decay, 100 * build.initial_share(args, updates), updates,
+            trainer.ema.get_decay(updates))
 
 
 __all__ = ['default_experiment', 'evaluate', 'main', 'run']

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._files import whole_file
 from .._registry import LOSSES, STAGE2
+from ..class_distribution import ClassDistribution
 from ..data import EpochBatches, create_eval_loader
 from ..models.cosine_classifier import CosineClassifier
 from ..optim import StepResult
@@ -24,6 +25,7 @@ from ..samplers import create_sampler
 from ..two_stage import Stage2Method, batchnorm_layers, classifier_inputs, create_stage2
 from . import build
 from .checkpoint import find_checkpoint, load_checkpoint
+from .checks import check_stage2_sample_values
 from .config import ConfigError
 from .data import DataParts, build_augmentation, build_loaders, evaluation_loader, sampler_options
 from .evaluation import choose_epoch, evaluate, validation_figures
@@ -90,6 +92,10 @@ def check_stage2(args: Namespace, class_counts: Any, model: nn.Module) -> nn.Mod
     final = copy.deepcopy(model)
     with torch.random.fork_rng([]):
         method = _prepared(args, class_counts, final)
+    if method.trained:
+        options = second_stage_args(args, method)
+        criterion = build.build_loss(options, ClassDistribution(class_counts))
+        check_stage2_sample_values(options, criterion, len(class_counts))
     method.finish(final)
     return final
 

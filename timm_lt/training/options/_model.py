@@ -41,11 +41,12 @@ class ModelOptions:
         None, "standard deviation of each channel; None: the model's", nargs='+', within='(0, inf)')
     interpolation: str = option(
         '', "resampling of resized images; empty: the model's", choices=('', *INTERPOLATIONS))
-    channels_last: bool = option(False, 'keep the channels of a pixel together in memory')
+    channels_last: bool | None = option(
+        None, 'keep the channels of a pixel together in memory; None or auto: where that is faster')
     grad_checkpointing: bool = option(False, 'compute activations a second time in place of keeping them')
     torchcompile: str | None = option(
         None, 'compile the network by torch.compile', nargs='?', const='inductor', metavar='BACKEND')
     sync_bn: bool = option(False, 'BatchNorm over all processes (GPU)')
     model_ema: bool = option(False, 'report the moving average of the weights')
     model_ema_decay: float = option(0.9998, 'decay of the moving average', within='[0, 1)')
-    model_ema_warmup: bool = option(False, 'let the decay grow to its value')
+    model_ema_warmup: bool = option(False, 'let the decay grow to its value, as it does by itself in a short run')

@@ -116,6 +116,8 @@ class OptionInfo:
         if value is None:
             return copy.copy(self.default)
         if self.type is bool:
+            if value == 'auto' and self.default is None:
+                return None
             if not isinstance(value, bool):
                 raise ConfigError(f'{where} must be true or false, got {value!r}')
             return value
