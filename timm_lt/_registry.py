@@ -113,12 +113,14 @@ SAMPLERS = Registry('sampler')
 OPTIMIZERS = Registry('optimizer')
 STAGE2 = Registry('second stage')
 READERS = Registry('dataset')
+POSTHOC = Registry('post-hoc correction')
 
 register_loss = LOSSES.register
 register_sampler = SAMPLERS.register
 register_optimizer = OPTIMIZERS.register
 register_stage2 = STAGE2.register
 register_reader = READERS.register
+register_posthoc = POSTHOC.register
 
 
 def call_factory(info: MethodInfo, kind: str, *args: Any, **kwargs: Any) -> Any:

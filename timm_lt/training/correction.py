@@ -14,6 +14,7 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
+from .._registry import POSTHOC
 from .._validate import check_option, check_range, nearest_names
 from ..evaluate import report
 from ..posthoc import METHODS, METRICS, PostHoc, choose_tau, class_norms, fit_temperature
@@ -24,10 +25,6 @@ from .outputs import RunFolder
 
 _logger = logging.getLogger(__name__)
 
-OPTIONS = {
-    'rebalance': ('tau', 'transductive', 'floor', 'metric'), 'logit_adjust': ('tau', 'metric'),
-    'tau_normalize': ('tau', 'metric'), 'temperature': (),
-}
 CHECKS = {
     'tau': partial(check_range, 'tau', low=0), 'floor': partial(check_range, 'floor', low=0, high=1),
     'metric': partial(check_option, 'metric', options=METRICS),
@@ -40,16 +37,18 @@ def check_correction(args: Namespace) -> None:
     """Raise a ConfigError for a correction that cannot be made, before anything is trained."""
     if args.posthoc not in METHODS:
         raise ConfigError(f'unknown correction {args.posthoc!r}. {nearest_names(args.posthoc, METHODS)}')
+    method = POSTHOC.info(args.posthoc)
     for name, value in args.posthoc_kwargs.items():
-        if name not in OPTIONS[args.posthoc]:
-            allowed = ', '.join(OPTIONS[args.posthoc]) or 'none'
+        if name not in method.factory.options:
+            allowed = ', '.join(method.factory.options) or 'none'
             raise ConfigError(f'--posthoc {args.posthoc} has no option {name!r}; it has: {allowed}')
         try:
             CHECKS[name](value)
         except (TypeError, ValueError) as e:
             raise ConfigError(f'--posthoc-kwargs: {e}') from e
-    if args.posthoc == 'temperature' and not (args.val_split or args.val_fraction):
-        raise ConfigError('--posthoc temperature is fitted on validation images: give --val-fraction or --val-split')
+    if 'validation' in method.needs and not (args.val_split or args.val_fraction):
+        raise ConfigError(
+            f'--posthoc {args.posthoc} is fitted on validation images: give --val-fraction or --val-split')
 
 
 def check_classifier(args: Namespace, model: nn.Module) -> None:
@@ -59,11 +58,11 @@ def check_classifier(args: Namespace, model: nn.Module) -> None:
         args: Options of the run.
         model: The network with the classifier that the run will end with.
     """
-    if args.posthoc == 'tau_normalize':
+    if 'classifier' in POSTHOC.info(args.posthoc).needs:
         try:
             class_norms(model)
         except TypeError as e:
-            raise ConfigError(f'--posthoc tau_normalize: {e}') from e
+            raise ConfigError(f'--posthoc {args.posthoc}: {e}') from e
 
 
 def correct(
