@@ -18,22 +18,21 @@ Combine = Callable[[list[Tensor], Tensor], Tensor]
 _ENTRY = {'ShearX': 1, 'ShearY': 3, 'TranslateX': 2, 'TranslateY': 5}
 
 
-def matrices(names: Sequence[str], groups: Sequence[Tensor], arguments: Tensor, height: int, width: int) -> Tensor:
+def matrices(spans: Sequence[tuple[str, slice]], arguments: Tensor, height: int, width: int) -> Tensor:
     """Input place of each output place, ``(a x + b y + c, d x + e y + f)``, as (n, 6) of a, b, c, d, e, f; float64.
 
     Args:
-        names: Names of :data:`GEOMETRIC`.
-        groups: Images of each name.
+        spans: Names of :data:`GEOMETRIC` and the images of each.
         arguments: Shear factor, offset in pixels or angle in degrees (counter-clockwise), (n,), float64.
         height: Pixels.
         width: Pixels.
     """
     result = torch.tensor([1., 0, 0, 0, 1, 0], dtype=torch.float64).repeat(len(arguments), 1)
-    for name, group in zip(names, groups):
+    for name, span in spans:
         if name == 'Rotate':
-            result[group] = _rotation(arguments[group], height, width)
+            result[span] = _rotation(arguments[span], height, width)
         else:
-            result[group, _ENTRY[name]] = arguments[group]
+            result[span, _ENTRY[name]] = arguments[span]
     return result
 
 

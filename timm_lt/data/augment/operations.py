@@ -50,15 +50,18 @@ NEAREST_BLACK = Style()
 
 
 class _Group(NamedTuple):
-    """Images of one kernel with their operations."""
+    """Images of one kernel, sorted by operation; codes and arguments stay on the CPU."""
 
     images: Tensor
     codes: Tensor
     arguments: Tensor
 
-    def split(self) -> list[tuple[str, Tensor]]:
-        """Each operation's name and images, as places in the group on the CPU."""
-        return [(OPERATIONS[c], (self.codes == c).nonzero().flatten()) for c in self.codes.unique().tolist()]
+    def spans(self) -> list[tuple[str, slice]]:
+        """Each operation's name and its images."""
+        ends = torch.bincount(self.codes).cumsum(0).tolist()
+        return [
+            (OPERATIONS[code], slice(start, end)) for code, (start, end) in enumerate(zip([0, *ends], ends))
+            if end > start]
 
 
 def chunks(members: Tensor, values: int) -> list[Tensor]:
@@ -79,28 +82,27 @@ def run_program(images: Tensor, program: Program, style: Style = NEAREST_BLACK) 
     """
     images = images.clone()
     for codes, arguments in zip(program.codes, program.arguments):
-        kernels = _KERNEL[codes]
-        for kernel, function in enumerate(_FUNCTIONS):
-            for members in chunks((kernels == kernel).nonzero().flatten(), images.shape[1:].numel()):
-                places = members.to(images.device)
-                group = _Group(images.index_select(0, places), codes[members], arguments[members])
+        codes, order = codes.sort(stable=True)
+        arguments = arguments[order]
+        counts = torch.bincount(_KERNEL[codes], minlength=len(_FUNCTIONS)).tolist()
+        for function, members in zip(_FUNCTIONS, torch.arange(len(codes)).split(counts)):
+            for part in chunks(members, images.shape[1:].numel()) if function else ():
+                places = order[part].to(images.device)
+                group = _Group(images.index_select(0, places), codes[part], arguments[part])
                 images.index_copy_(0, places, function(group, style))
     return images
 
 
 def _pointwise(group: _Group, style: Style) -> Tensor:
-    images, device = group.images, group.images.device
-    table = torch.empty((*images.shape[:2], pointwise.LEVELS), dtype=torch.uint8, device=device)
-    for name, members in group.split():
-        arguments, members = group.arguments[members].to(device), members.to(device)
-        values = pointwise.TABLES[name](images.index_select(0, members), arguments)
-        table[members] = values.to(torch.uint8).expand(-1, images.shape[1], -1)
+    images, arguments = group.images, group.arguments.to(group.images.device)
+    table = torch.empty((*images.shape[:2], pointwise.LEVELS), dtype=torch.uint8, device=images.device)
+    for name, span in group.spans():
+        table[span] = pointwise.TABLES[name](images[span], arguments[span])
     return pointwise.map_levels(images, table)
 
 
 def _geometric(group: _Group, style: Style) -> Tensor:
-    names, members = zip(*group.split())
-    matrix = geometry.matrices(names, members, group.arguments, *group.images.shape[-2:])
+    matrix = geometry.matrices(group.spans(), group.arguments, *group.images.shape[-2:])
     return geometry.affine(group.images, matrix, style.interpolation, style.fill)
 
 
@@ -109,18 +111,10 @@ def _coloured(name: str) -> Callable[[_Group, Style], Tensor]:
     return lambda group, style: kernel(group.images, group.arguments.to(group.images.device))
 
 
-_FUNCTIONS = (_pointwise, _geometric, *(_coloured(name) for name in COLOUR))
-
-
-def _kernel(name: str) -> int:
-    if name in pointwise.TABLES:
-        return 0
-    if name in geometry.GEOMETRIC:
-        return 1
-    return -1 if name == IDENTITY else 2 + list(COLOUR).index(name)
-
-
-_KERNEL = torch.tensor([_kernel(name) for name in OPERATIONS])
+# of identity, then in the order of OPERATIONS, so that sorted codes keep the images of a kernel together
+_FUNCTIONS = (None, _pointwise, _geometric, *(_coloured(name) for name in COLOUR))
+_KERNEL = torch.tensor([
+    0, *[1] * len(pointwise.TABLES), *[2] * len(geometry.GEOMETRIC), *range(3, 3 + len(COLOUR))])
 
 
 def program_of(names: Sequence[str], arguments: Sequence[float]) -> Program:
