@@ -55,7 +55,7 @@ class MemoryLoader(_Loader):
     """Batches of images kept in memory, augmented and normalised as a whole on the device.
 
     Args:
-        images: The images; moved to the device once.
+        images: The images; moved to the device once. On Apple's GPUs, which have no float64, they stay on the CPU.
         batches: :class:`EpochBatches` for training, :class:`EvalBatches` for evaluation.
         augment: Augmentation and normalisation; evaluation only normalises.
         device: Where batches are made.
@@ -69,13 +69,15 @@ class MemoryLoader(_Loader):
             device: torch.device | str = 'cpu',
     ) -> None:
         super().__init__(batches, augment, device)
-        self.images = images.images.to(self.device)
-        self.targets = images.targets.to(self.device)
+        home = torch.device('cpu') if self.device.type == 'mps' else self.device
+        self.images = images.images.to(home)
+        self.targets = images.targets.to(home)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches:
-            indices = batch.indices.to(self.device, non_blocking=True)
-            yield self._finish(self.images.index_select(0, indices), batch), self.targets.index_select(0, indices)
+            indices = batch.indices.to(self.images.device, non_blocking=True)
+            input = self._finish(self.images.index_select(0, indices), batch)
+            yield input.to(self.device), self.targets.index_select(0, indices).to(self.device)
 
 
 class WorkerLoader(_Loader):
