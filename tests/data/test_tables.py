@@ -146,7 +146,8 @@ def test_usual_forms_of_csv_are_read(images, tmp_path, text):
 
 
 @pytest.mark.parametrize('text,match', [
-    ('path,label\na/0.png,0\na/1.png,cat\n3.png,1\n', r"mixes labels that are numbers \(2\) and names \(1\).*in line 3"),
+    ('path,label\na/0.png,0\na/1.png,cat\n3.png,1\n',
+     r'mixes labels that are numbers \(2\) and names \(1\).*in line 3'),
     ('path,label\na/0.png,0\na/1.png\n', 'line 3: expected 2 cells'),
     ('path,label\na/0.png,-100\n', 'line 2: the label must be a whole number >= 0'),
     ('path,label,label\na/0.png,0,0\n', 'two columns of one name'),

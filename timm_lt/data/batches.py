@@ -89,7 +89,7 @@ class EpochBatches:
         """Images of the epoch over all processes, (M,), int64."""
         if hasattr(self.sampler, 'order'):
             return self.sampler.order(self.epoch)
-        return torch.as_tensor(list(self.sampler), dtype=torch.int64)
+        return torch.as_tensor(list(self.sampler), dtype=torch.int64, device='cpu')
 
     def __iter__(self) -> Iterator[Batch]:
         order, size = self.order(), self.batch_size * self.world
@@ -117,7 +117,7 @@ class EvalBatches:
     def __init__(self, num_images: int, batch_size: int, *, world: int = 1, rank: int = 0) -> None:
         check_range('batch_size', batch_size, 1)
         check_range('rank', rank, 0, world - 1)
-        self.indices = torch.arange(rank, num_images, world)
+        self.indices = torch.arange(rank, num_images, world, device='cpu')
         self.batch_size = batch_size
 
     def __len__(self) -> int:

@@ -4,13 +4,10 @@ Both are deterministic functions of (seed, epoch, step), whatever the number of 
 step of an epoch, so that a resumed run sees the images that an uninterrupted one sees.
 """
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +16,7 @@ from .augment import BatchAugment
 from .batches import Batch, EpochBatches, EvalBatches
 from .memory import InMemoryImages
 from .reading import ImageReadError, read_sample
+from .seeding import on_cpu, seeded
 from .subset import ImageSubset
 from .transforms import Augmentation, MultiView
 
@@ -46,9 +44,10 @@ class _Loader:
             self.batches.set_epoch(epoch, start_step)
 
     def _finish(self, images: Tensor, batch: Batch) -> Tensor:
-        if not self.training:
-            return self.augment.normalize(images)
-        return self.augment(images, self.batches.epoch, batch.step, batch.size, batch.rows)
+        with on_cpu():
+            if not self.training:
+                return self.augment.normalize(images)
+            return self.augment(images, self.batches.epoch, batch.step, batch.size, batch.rows)
 
 
 class MemoryLoader(_Loader):
@@ -124,7 +123,9 @@ class WorkerLoader(_Loader):
 def _without_traceback(loader: DataLoader) -> Iterator[Any]:
     """The DataLoader gives an error of a worker the worker's traceback as its text; keep the message."""
     try:
-        yield from loader
+        with on_cpu():
+            batches = iter(loader)  # draws a seed and starts the workers
+        yield from batches
     except ImageReadError as e:
         text = str(e).rsplit(f'{ImageReadError.__name__}: ', 1)[-1].strip()
         raise ImageReadError(
@@ -173,31 +174,15 @@ class SeededImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Any, int]:
         index, epoch, place = key
-        with seeded((self.seed, epoch, place)):
+        with on_cpu(), seeded((self.seed, epoch, place)):
             return read_sample(self.dataset, index)
-
-
-@contextmanager
-def seeded(key: tuple[int, ...]) -> Iterator[None]:
-    """Python's, numpy's and torch's global CPU generators seeded by ``key`` inside the block, as they were after it."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(key).generate_state(4)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    torch.default_generator.manual_seed(int(words[2]) << 32 | int(words[3]))
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     images, targets = zip(*samples)
     if not isinstance(images[0], Tensor) or images[0].dtype != torch.uint8:
         raise TypeError('the transform of a WorkerLoader must give uint8 tensors (C, H, W); see Augmentation')
-    return torch.stack(images), torch.tensor(targets, dtype=torch.int64)
+    return torch.stack(images), torch.tensor(targets, dtype=torch.int64, device='cpu')
 
 
 def create_train_loader(
@@ -229,13 +214,14 @@ def create_train_loader(
         drop_last: See :class:`EpochBatches`.
         transform: Replaces ``augmentation`` up to Cutout, e.g. ``three_views(augmentation)``.
     """
-    batches = EpochBatches(sampler, batch_size, world=world, rank=rank, drop_last=drop_last)
-    views = augmentation if transform is None else transform
-    has_batch_form = isinstance(views, (Augmentation, MultiView))
-    if isinstance(dataset, InMemoryImages) and has_batch_form and views.takes(dataset.image_size):
-        return MemoryLoader(dataset, batches, views.batch_augment(seed, whole=True), device)
-    dataset = _with_transform(dataset, augmentation.image_transform() if transform is None else transform)
-    return WorkerLoader(dataset, batches, augmentation.batch_augment(seed), device, seed=seed, workers=workers)
+    with on_cpu():
+        batches = EpochBatches(sampler, batch_size, world=world, rank=rank, drop_last=drop_last)
+        views = augmentation if transform is None else transform
+        has_batch_form = isinstance(views, (Augmentation, MultiView))
+        if isinstance(dataset, InMemoryImages) and has_batch_form and views.takes(dataset.image_size):
+            return MemoryLoader(dataset, batches, views.batch_augment(seed, whole=True), device)
+        dataset = _with_transform(dataset, augmentation.image_transform() if transform is None else transform)
+        return WorkerLoader(dataset, batches, augmentation.batch_augment(seed), device, seed=seed, workers=workers)
 
 
 def create_eval_loader(
@@ -263,13 +249,14 @@ def create_eval_loader(
         rank: This process.
         workers: Worker processes.
     """
-    batches = EvalBatches(len(dataset), batch_size, world=world, rank=rank)
-    augment = BatchAugment(mean, std)
-    if isinstance(dataset, InMemoryImages) and transform is None:
-        return MemoryLoader(dataset, batches, augment, device)
-    if transform is None:
-        raise ValueError('images that are not in memory need a transform, see eval_transform')
-    return WorkerLoader(_with_transform(dataset, transform), batches, augment, device, workers=workers)
+    with on_cpu():
+        batches = EvalBatches(len(dataset), batch_size, world=world, rank=rank)
+        augment = BatchAugment(mean, std)
+        if isinstance(dataset, InMemoryImages) and transform is None:
+            return MemoryLoader(dataset, batches, augment, device)
+        if transform is None:
+            raise ValueError('images that are not in memory need a transform, see eval_transform')
+        return WorkerLoader(_with_transform(dataset, transform), batches, augment, device, workers=workers)
 
 
 def _with_transform(dataset: Any, transform: Callable | MultiView) -> Any:

@@ -48,7 +48,7 @@ class InMemoryImages(Dataset):
             raise ValueError(
                 f'images must be (N, 1 or 3, H, W) and uint8, got {tuple(images.shape)}, {images.dtype}')
         self.images = images
-        self.targets = torch.as_tensor(targets, dtype=torch.int64)
+        self.targets = torch.as_tensor(targets, dtype=torch.int64, device='cpu')
         if self.targets.shape != images.shape[:1]:
             raise ValueError(f'{len(images)} images need as many targets, got shape {tuple(self.targets.shape)}')
         self.class_names = class_names
@@ -163,7 +163,7 @@ def _allocate(count: int, pixels: Tensor, max_bytes: int) -> Tensor:
         raise ImagesDoNotFit(
             f'{count} images of {_size(pixels)} pixels take {needed / 2 ** 30:.2f} GiB, '
             f'more than the limit of {max_bytes / 2 ** 30:.2f} GiB')
-    return torch.empty((count, *pixels.shape), dtype=torch.uint8)
+    return torch.empty((count, *pixels.shape), dtype=torch.uint8, device='cpu')
 
 
 def _size(pixels: Tensor) -> str:

@@ -51,7 +51,7 @@ class ImageSubset(Subset):
         targets, class_names = get_targets(dataset), get_class_names(dataset)
         if indices is None:
             indices = range(len(dataset))
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device='cpu')
         if chosen.ndim != 1:
             raise ValueError(f'indices must be one-dimensional, got shape {tuple(chosen.shape)}')
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(dataset)):
@@ -62,7 +62,7 @@ class ImageSubset(Subset):
         self.found = getattr(dataset, 'found', None)
         # one level only, so that the copy below reaches the transform; a subset that changes its samples stays
         while type(dataset).__getitem__ in (Subset.__getitem__, ImageSubset.__getitem__):
-            chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)[chosen]
+            chosen = torch.as_tensor(dataset.indices, dtype=torch.int64, device='cpu')[chosen]
             dataset = dataset.dataset
         super().__init__(copy.copy(dataset), chosen.tolist())
 
@@ -126,7 +126,7 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float = 10
         counts = [n_max] * head + [int(n_max / ratio)] * (num_classes - head)
     else:
         counts = [_exponential(n_max, c, num_classes - 1, ratio) for c in range(num_classes)]
-    return torch.tensor(counts, dtype=torch.int64).clamp(min=1)
+    return torch.tensor(counts, dtype=torch.int64, device='cpu').clamp(min=1)
 
 
 def _exponential(n_max: int, c: int, last: int, ratio: Fraction) -> int:
@@ -213,8 +213,8 @@ def split_indices(
         ValueError: If ``fraction`` is out of range.
     """
     check_range('fraction', fraction, 0, 1, low_open=True, high_open=True)
-    targets = torch.as_tensor(targets, dtype=torch.int64)
-    held_out = torch.zeros(len(targets), dtype=torch.bool)
+    targets = torch.as_tensor(targets, dtype=torch.int64, device='cpu')
+    held_out = torch.zeros(len(targets), dtype=torch.bool, device='cpu')
     for c in targets.unique().tolist():
         images = _shuffled(targets, c, seed)
         wanted = min(max(round(fraction * len(images)), 1), len(images) - 1)
@@ -232,4 +232,4 @@ def _shuffled(targets: Tensor, c: int, seed: int) -> Tensor:
     """Images of class c in an order that depends on (seed, c) and the dataset only."""
     images = (targets == c).nonzero().flatten()
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence((seed, c)).generate_state(1, np.uint64)[0]))
-    return images[torch.randperm(len(images), generator=generator)]
+    return images[torch.randperm(len(images), generator=generator, device='cpu')]
