@@ -251,7 +251,7 @@ def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monk
 
     monkeypatch.setattr(training, 'build_loaders', guarded)
     monkeypatch.setattr(training.Trainer, 'fit', fit_and_note)
-    for name in ('write_report', 'write_hub'):  # slow, and not of interest here
+    for name in ('write_report', 'write_hub', 'write_card'):  # slow, and not of interest here
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
     status = training.main([
         '--gkp', '--opt', 'gsa', '--gkp-kwargs', 'regroup_every=1', 'num_groups=3', '--epochs', '2',
@@ -281,7 +281,7 @@ def test_early_best_epoch_is_reported_with_the_time_of_the_whole_run(tmp_path, m
     monkeypatch.setattr('timm_lt.gkp.quality.FeatureQuality.score', rising)
     monkeypatch.setattr(training, 'validation_figures', falling)
     monkeypatch.setattr(training.Trainer, 'fit', fit_and_note)
-    for name in ('write_report', 'write_hub'):
+    for name in ('write_report', 'write_hub', 'write_card'):
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
     status = training.main([
         '--gkp', '--opt', 'gsa', '--opt-kwargs', 'Z=0', '--gkp-kwargs', 'regroup_epochs=[]', 'num_groups=3',

@@ -1,11 +1,13 @@
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from timm_lt.gkp import GroupPenalty, QuadraticPenalty, alpha_schedule, diagonal_fisher
+from timm_lt.optim import BatchClosure
 
 
 def random_problem(num_groups, dtype=torch.float64):
@@ -132,3 +134,45 @@ def test_fisher_without_a_sample_is_zero_and_a_foreign_parameter_is_refused():
     assert all(not f.any() for f in diagonal_fisher(model, [], F.cross_entropy))
     with pytest.raises(ValueError, match='of the model'):
         diagonal_fisher(model, [], F.cross_entropy, [nn.Parameter(torch.zeros(2))])
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_statistics_of_a_network_in_half_precision_keep_their_digits(dtype):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).to(dtype)
+    x, y = torch.randn(6, 4).to(dtype), torch.tensor([0, 1, 2, 0, 1, 2])
+    low = diagonal_fisher(model, [(x, y)], F.cross_entropy)
+    full = diagonal_fisher(model.float(), [(x.float(), y)], F.cross_entropy)
+    torch.testing.assert_close(low, full, rtol=0.05, atol=1e-4)
+    assert all(f.dtype == torch.float32 for f in low)
+    # squares below the smallest number of float16
+    tiny = diagonal_fisher(model.to(dtype), [(x, y)], lambda z, t: 1e-4 * F.cross_entropy(z, t))
+    assert all(float(f.max()) > 0 for f in tiny)
+
+
+def test_penalty_survives_a_cast_of_its_network():
+    model = nn.Linear(4, 3)
+    penalty = QuadraticPenalty(list(model.parameters()))
+    penalty.add(1e6, [torch.full_like(p, 0.123) for p in model.parameters()], [p + 1 for p in model.parameters()])
+    expected, gradients = penalty.value(), penalty.gradients()
+    model.half()
+    assert torch.isfinite(penalty.value()) and all(c.dtype == torch.float32 for c in penalty.curvature)
+    torch.testing.assert_close(penalty.value(), expected, rtol=1e-2, atol=0)
+    torch.testing.assert_close(penalty.gradients(), gradients, rtol=1e-2, atol=0)
+    again = QuadraticPenalty(list(model.parameters()))
+    again.load_state_dict(penalty.state_dict())
+    torch.testing.assert_close(again.curvature, penalty.curvature, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_gsa_steps_on_the_penalty_of_a_network_in_any_precision(dtype):
+    model = nn.Linear(4, 3).to(dtype)
+    parameters = list(model.parameters())
+    penalty = QuadraticPenalty(parameters)
+    penalty.add(2.0, [torch.ones_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters])
+    optimizer = timm.optim.create_optimizer_v2(model, 'gsa', lr=0.1, class_counts=[3, 2, 1], num_groups=2)
+    optimizer.set_penalty(penalty, alpha=0.0)
+    optimizer.compute_grads(BatchClosure(
+        model, nn.CrossEntropyLoss(), torch.randn(6, 4).to(dtype), torch.tensor([0, 1, 2, 0, 1, 2])))
+    for p in model.parameters():
+        torch.testing.assert_close(p.grad, 2 * p.detach(), rtol=1e-2, atol=1e-4)

@@ -49,34 +49,26 @@ def diagonal_fisher(
         the mean is over the samples of all processes, and all must call this.
     """
     check_option('form', form, FORMS)
-    named = dict(model.named_parameters())
-    chosen = [p for p in named.values() if p.requires_grad] if parameters is None else list(parameters)
-    wanted = {id(p) for p in chosen}
-    names = {id(p): n for n, p in named.items() if id(p) in wanted}
-    unknown = [tuple(p.shape) for p in chosen if id(p) not in names]
-    if unknown:
-        raise ValueError(f'parameters must be of the model, got others with shapes {unknown[:5]}')
-    measured = {names[id(p)]: p.detach() for p in chosen}
-    fixed = {n: p.detach() for n, p in named.items() if n not in measured}
+    measured = _measured(model, parameters)
+    names = [name for name, _ in measured]
+    theta = {name: p.detach() for name, p in measured}
+    fixed = {n: p.detach() for n, p in model.named_parameters() if n not in theta}
     fixed.update({n: b.detach() for n, b in model.named_buffers()})
 
     def loss(values: dict[str, Tensor], input: Tensor, target: Tensor) -> Tensor:
         return criterion(functional_call(model, {**values, **fixed}, (input,)), target)
 
-    def gradient(values: dict[str, Tensor], input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return grad(loss)(values, input, target)
-
-    size = sum(p.numel() for p in chosen)
-    chunk = max(1, _MAX_ELEMENTS // max(size, 1))
+    gradient = grad(loss)
+    chunk = max(1, _MAX_ELEMENTS // max(sum(p.numel() for p in theta.values()), 1))
     # a batch of one: layers and criterion see the usual leading dimension
-    per_sample = vmap(lambda x, y: gradient(measured, x[None], y[None]))
+    per_sample = vmap(lambda x, y: gradient(theta, x[None], y[None]))
     # squares of half precision would underflow, and their sum would lose digits
-    totals = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in measured.items()}
+    totals = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in theta.items()}
     samples = 0
     for input, target in batches:
         samples += len(target)
         if form == 'released':
-            for name, g in gradient(measured, input, target).items():
+            for name, g in gradient(theta, input, target).items():
                 totals[name].add_(g.to(totals[name].dtype).square())
             continue
         for x, y in zip(input.split(chunk), target.split(chunk)):
@@ -87,4 +79,16 @@ def diagonal_fisher(
     if dist.is_available() and dist.is_initialized():
         for tensor in (count, *totals.values()):
             dist.all_reduce(tensor)
-    return [totals[names[id(p)]] / max(float(count), 1.0) for p in chosen]
+    return [totals[name] / max(float(count), 1.0) for name in names]
+
+
+def _measured(model: nn.Module, parameters: Sequence[nn.Parameter] | None) -> list[tuple[str, nn.Parameter]]:
+    """Name and parameter of those to measure."""
+    named = dict(model.named_parameters())
+    if parameters is None:
+        return [(name, p) for name, p in named.items() if p.requires_grad]
+    names = {id(p): name for name, p in named.items()}
+    unknown = [tuple(p.shape) for p in parameters if id(p) not in names]
+    if unknown:
+        raise ValueError(f'parameters must be of the model, got others with shapes {unknown[:5]}')
+    return [(names[id(p)], p) for p in parameters]

@@ -135,16 +135,16 @@ class StepGradients:
                 return self._of_stacked_parts(table, radii, samples)
         # overlapping parts, and ignored samples, which are in no part, pass once as a whole batch
         disjoint = all(bool(((torch.stack(weights) != 0).sum(0) == 1).all()) for weights in zip(*rows))
+        # a subset would draw other random numbers than an earlier pass of the whole batch
+        split = disjoint and not coupled and not closure.drew_random_numbers()
         zeros: Gradients = [None] * len(self.params)
         gradients, mean = accumulate(
-            closure, self.params, rows, [zeros] * len(rows), first=True, subset=disjoint and not coupled,
-            bare=not coupled)
+            closure, self.params, rows, [zeros] * len(rows), first=True, subset=split, bare=not coupled)
         total = gradients.pop(0) if kept else zeros
         self._average(gradients)
         parts = [self._part(k, radii[k], samples[k], g) for k, g in zip(perturbed, gradients)]
         del gradients
-        # a subset draws other random numbers than the whole batch did
-        subset = not coupled and (disjoint or not closure.drew_random_numbers())
+        subset = split or not coupled and not closure.drew_random_numbers()
         self._further_passes(parts, table, total, subset)
         return mean
 

@@ -22,6 +22,7 @@ from ..._types import ParamsT
 from ..._unwrap import unwrap_model
 from ..._validate import check_option, check_range, check_whole
 from .._tensors import global_norm, local, scale_
+from .checks import check_call, check_output
 from .closure import BatchClosure, check_ddp
 from .coupling import CouplingProbe
 from .gradients import Part, StepGradients
@@ -302,7 +303,7 @@ class SharpnessAware(OptimizerWrapper):
             TypeError: If the method needs a :class:`BatchClosure` and got another callable.
             RuntimeError: Inside an autocast block.
         """
-        self._check_call(closure)
+        check_call(self, closure)
         self.warn_if_idle()
         self._staged = None
         radii = self._radii_now()
@@ -315,10 +316,12 @@ class SharpnessAware(OptimizerWrapper):
                 grad_scale = closure.grad_scale()
         if any(radii):
             self._update_selection()
+            if not any(p in self.selection for p in self.trained_parameters()):
+                radii = [0.0] * len(radii)  # nothing to perturb
         with torch.enable_grad():
             loss = self._gradients(closure, radii, grad_scale)
         if batch:
-            self._check_output(closure)
+            check_output(self, closure)
         with torch.no_grad():
             self.extra_gradient(grad_scale)
         self._staged = {'step': self._own['step'] + 1}
@@ -330,26 +333,3 @@ class SharpnessAware(OptimizerWrapper):
         if not self.class_aware:
             return gradients.of_whole_batch(radii[0])
         return gradients.of_parts(closure.part_table(self.part_weights), radii)
-
-    def _check_call(self, closure: Any) -> None:
-        who = type(self).__name__
-        if self.class_aware and not isinstance(closure, BatchClosure):
-            raise TypeError(
-                f'{who} needs to know the class of each sample: pass timm_lt.optim.BatchClosure(model, criterion, '
-                f'input, target), got {type(closure).__name__}')
-        if not callable(closure):
-            raise TypeError(f'{who} needs a closure that can be called more than once, got {type(closure).__name__}')
-        device = next((p.device for group in self.param_groups for p in group['params']), torch.device('cpu'))
-        if torch.is_autocast_enabled(device.type):
-            raise RuntimeError(
-                f'{who} was called inside torch.autocast, whose cache of cast weights would hide the perturbation; '
-                f'leave the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
-        if self.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
-            raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
-
-    def _check_output(self, closure: BatchClosure) -> None:
-        logits = closure.output[0]
-        if self.num_classes is not None and logits.ndim == 2 and logits.shape[1] not in (1, self.num_classes):
-            raise ValueError(
-                f'{type(self).__name__}: class_counts has {self.num_classes} entries, but the model gives '
-                f'{logits.shape[1]} logits; pass one count per class')
