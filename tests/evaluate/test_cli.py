@@ -10,24 +10,20 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from report_cases import coarse_pictures  # noqa: F401
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate import _html, cli
-from timm_lt.evaluate._data import Data
-from timm_lt.evaluate.cli import build_parser, main
-from timm_lt.evaluate.network import Network, collect, load_network
+from timm_lt.evaluate.cli import build_parser, checkpoint, main
+from timm_lt.evaluate.cli.data import Data
+from timm_lt.evaluate.cli.network import collect, load_network
+from timm_lt.hub import Checkpoint
 from timm_lt.posthoc import PostHoc
 
 NAMES = ['ant', 'bee', 'cow']
 COUNTS = {'pos_counts': [200, 50, 5], 'num_samples': 255}
 COUNTED = ClassDistribution(COUNTS['pos_counts'])
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(_html, 'DPI', 40)
 
 
 @pytest.fixture(scope='module')
@@ -143,7 +139,8 @@ def test_prototypes_are_never_taken_from_tested_images(workplace, capsys):
 @pytest.mark.parametrize('one, two, shared', [
     ('test', 'validation', True), ('val', 'testing', True), ('train', 'training', True), ('test', 'train', False)])
 def test_data_with_two_parts_have_one_test_part_of_many_names(name, one, two, shared):
-    data = Data(build_parser().parse_args(['--checkpoint', 'x', '--dataset', name]), Network(None, '', ''), COUNTED)
+    checkpoint = Checkpoint(None, None, None, None, {}, {}, None)
+    data = Data(build_parser().parse_args(['--checkpoint', 'x', '--dataset', name]), checkpoint, COUNTED)
     assert data.share_images((one, None), (two, None)) == shared
 
 
@@ -236,7 +233,7 @@ def test_data_that_name_other_classes_are_refused_unless_the_names_are_to_be_ign
     network = load_network('digits')
     network.class_names = [f'digit {i}' for i in range(10)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, 'load_network', lambda *args, **kwargs: network)
+        patch.setattr(checkpoint, 'load_network', lambda *args, **kwargs: network)
         text = one_sentence(capsys, command)
         assert "class 0 is '0' in the data set and 'digit 0' in the checkpoint; if only" in text
         assert main([*command, '--ignore-class-names']) == 0

@@ -1,27 +1,24 @@
 import csv
 import json
 import re
-from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from report_cases import coarse_pictures  # noqa: F401
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate import _html, _style, plots, report
-from timm_lt.evaluate.html_comparison import comparison_page, write_comparison
-from timm_lt.evaluate.html_report import write_report
-from timm_lt.evaluate.runs import group_runs, load_run, read_summary
+from timm_lt.evaluate import report, write_comparison, write_report
+from timm_lt.evaluate.reports import load_run, plots, read_summary
+from timm_lt.evaluate.reports.comparison import compare_groups
+from timm_lt.evaluate.reports.comparison_page import comparison_page
+from timm_lt.evaluate.reports.plots import style
+from timm_lt.evaluate.reports.runs import group_runs
 
 COUNTS = [300, 150, 60, 30, 12, 5]
 NAMES = ['cat', 'dog', '<b>bird</b>', 'fox', 'owl', 'elk']
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(_html, 'DPI', 40)
 
 
 def write_run(folder, seed=0, loss='ce', gain=0.0, counts=COUNTS, files=True):
@@ -47,7 +44,7 @@ def write_run(folder, seed=0, loss='ce', gain=0.0, counts=COUNTS, files=True):
 
 def pictures(page):
     from base64 import b64decode
-    return [Image.open(BytesIO(b64decode(data))) for data in re.findall(r'data:image/png;base64,([^\']+)', page)]
+    return [b64decode(data).decode() for data in re.findall(r"src='data:image/svg\+xml;base64,([^']+)", page)]
 
 
 def test_page_of_a_run_is_self_contained_and_names_the_protocol(tmp_path):
@@ -55,14 +52,14 @@ def test_page_of_a_run_is_self_contained_and_names_the_protocol(tmp_path):
     path = write_report(run)
     page = path.read_text()
     assert path == run / 'report.html'
-    assert not re.search(r'(src|href)=[\'"](?!data:)', page) and '<script' not in page and '@import' not in page
+    assert not re.search(r'(src|href|srcset)=[\'"](?!data:)', page) and '@import' not in page and 'http' not in page
     for fact in ('gt100_lt20', '1,234,567', 'chosen by', 'nothing', 'transductive', 'seed'):
         assert fact in page
     assert '&lt;b&gt;bird&lt;/b&gt;' in page and '<b>bird' not in page
     result = json.loads((run / 'metrics.json').read_text())
     for key in ('top1', 'many', 'medium', 'few', 'ece'):
         assert f'<b>{result[key]:.1f}</b>' in page
-    assert len(pictures(page)) == 5
+    assert len(pictures(page)) == 4
     found = {p.stem for p in (run / 'plots').glob('*.png')}
     assert found == {'accuracy_by_class_size', 'per_class', 'split_confusion', 'reliability', 'training_curves'}
 
@@ -82,7 +79,7 @@ def test_page_shows_what_the_run_has(tmp_path):
         'oscr': 2.0, 'threshold': 0.5, 'threshold_rule': 'fixed beforehand', 'num_known': 3, 'num_unknown': 2}
     (run / 'metrics.json').write_text(json.dumps(result))
     page = write_report(run).read_text()
-    assert len(pictures(page)) == 6
+    assert len(pictures(page)) == 5
     for text in ('Loss landscape', 'top eigenvalue', 'Open set', '0.512', 'fixed beforehand'):
         assert text in page
     assert 'Calibration' not in page and 'Training<' not in page
@@ -203,13 +200,13 @@ def test_comparison_marks_the_split_that_gained_and_only_it(tmp_path):
 def test_comparison_over_seeds_uses_the_seeds(tmp_path):
     runs = [write_run(tmp_path / f'{loss}{k}', seed=k, loss=loss, gain=g)
             for loss, g in (('ce', 0.0), ('bs', 2.0)) for k in range(3)]
-    page = comparison_page(group_runs([load_run(r) for r in runs]))
+    page = comparison_page(compare_groups(group_runs([load_run(r) for r in runs])))
     assert 'Welch' in page and 'paired bootstrap over' not in page and '±' in page
 
 
 def test_comparison_warns_of_runs_that_are_not_comparable(tmp_path):
     runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', loss='bs', counts=[300, 150, 60, 30, 12, 4])]
-    page = comparison_page(group_runs([load_run(r) for r in runs]), bootstrap=20)
+    page = comparison_page(compare_groups(group_runs([load_run(r) for r in runs]), bootstrap=20))
     assert 'differ in training class sizes: their figures are not comparable' in page
 
 
@@ -254,7 +251,7 @@ def test_every_plot_draws_for_any_class_sizes(counts, tmp_path):
             plots.landscape_lines({'steps': [-1, 0, 1], 'loss': {'many': [2.0, 0.0, None], 'few': [None, 1.0, 2.0]}}),
             plots.landscape_surfaces({'steps': [-1, 1], 'loss': {'few': [[None, 1.0], [0.0, 2.0]]}}),
     ):
-        path = _style.save(figure, tmp_path / 'figure.png', dpi=40)
+        path = style.save(figure, tmp_path / 'figure.png', dpi=40)
         assert Image.open(path).size[0] > 100
 
 
@@ -267,7 +264,7 @@ def test_plots_leave_the_style_of_the_caller_alone():
 
 def test_split_colors_keep_their_order_in_grey():
     from matplotlib.colors import to_rgb
-    grey = [np.dot(to_rgb(_style.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
+    grey = [np.dot(to_rgb(style.SPLIT_COLORS[n]), (0.299, 0.587, 0.114)) for n in ('many', 'medium', 'few')]
     assert grey[1] - grey[0] > 0.2 and grey[2] - grey[1] > 0.15
 
 
@@ -284,7 +281,7 @@ def test_a_comparison_grows_with_the_names_of_its_runs(tmp_path, recwarn):
     heights = []
     for names in (['a', 'b'], [f'method number {k}' for k in range(27)]):
         figure = plots.compare_curves([rows] * len(names), names)
-        _style.save(figure, tmp_path / 'figure.png', dpi=40)
+        style.save(figure, tmp_path / 'figure.png', dpi=40)
         heights.append(figure.get_size_inches()[1])
     # constrained layout warns where the axes have no room left
     assert heights[1] > heights[0] + 0.5 and not recwarn.list

@@ -7,15 +7,18 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate._probe import split_losses, unchanged
-from timm_lt.evaluate.curvature import gradient_cosine, hessian_trace, mean_gradient, top_eigenvalue
 from timm_lt.evaluate.landscape import (
     filter_normalized_direction,
+    gradient_cosine,
+    hessian_trace,
     loss_line,
     loss_surface,
+    mean_gradient,
     measure_landscape,
     sharpness,
+    top_eigenvalue,
 )
+from timm_lt.evaluate.landscape.probe import split_losses, unchanged
 
 COUNTS = [200, 150, 50, 5]
 SPLITS = ClassDistribution(COUNTS).splits()

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from timm_lt import ClassDistribution
 from timm_lt.evaluate import gather_predictions, merge_seeds, report
-from timm_lt.evaluate import metrics as metrics_module
+from timm_lt.evaluate.metrics import predictions
 
 COUNTS = [500, 101, 100, 50, 20, 19, 5, 1]
 
@@ -130,7 +130,7 @@ def test_scores_that_are_not_finite_count_as_wrong(bad):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     logits, targets = make()
     whole = report(logits, targets, COUNTS)
-    monkeypatch.setattr(metrics_module, 'CHUNK_ELEMENTS', 56)
+    monkeypatch.setattr(predictions, 'CHUNK_ELEMENTS', 56)
     assert report(logits, targets, COUNTS) == whole
 
 

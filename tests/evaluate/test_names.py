@@ -12,7 +12,8 @@ from matplotlib.text import Text
 from report_cases import coarse_pictures  # noqa: F401
 
 from timm_lt import ClassDistribution
-from timm_lt.evaluate import plots, report, write_comparison, write_report
+from timm_lt.evaluate import report, write_comparison, write_report
+from timm_lt.evaluate.reports import plots
 from timm_lt.hub.card import write_card
 
 COUNTS = [300, 150, 60, 30, 12, 5]

@@ -13,7 +13,7 @@ from timm_lt.evaluate import (
     open_set_scores,
     reject,
 )
-from timm_lt.evaluate.openset import open_set_counts, threshold_free
+from timm_lt.evaluate.metrics import open_set_counts, threshold_free
 
 
 def make(num_known=150, num_unknown=80, seed=0):

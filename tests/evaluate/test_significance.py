@@ -4,7 +4,7 @@ import torch
 from scipy.stats import binom
 
 from timm_lt.evaluate import compare, mcnemar
-from timm_lt.evaluate.significance import mark
+from timm_lt.evaluate.metrics.significance import mark
 
 COUNTS = [500, 300, 60, 40, 10, 5]
 

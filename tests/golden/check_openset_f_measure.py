@@ -2,7 +2,7 @@
 
 import torch
 
-from timm_lt.evaluate.openset import open_set_counts, open_set_f_measure, open_set_scores, reject
+from timm_lt.evaluate.metrics import open_set_counts, open_set_f_measure, open_set_scores, reject
 
 
 def check(golden):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from timm_lt.evaluate import _html
+from timm_lt.evaluate.reports.plots import style
 
 
 @pytest.fixture(autouse=True)
 def coarse_pictures(monkeypatch):
     """Pictures of few pixels, because tests read no detail."""
-    monkeypatch.setattr(_html, 'DPI', 40)
+    monkeypatch.setattr(style, 'DPI', 40)

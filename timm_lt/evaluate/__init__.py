@@ -1,21 +1,28 @@
 """Evaluation: figures by class size, calibration, open set, comparison of runs, landscape, plots, reports.
 
-The test set chooses nothing here: thresholds come from validation images, and what is transductive is labelled.
+The test set chooses nothing here: thresholds come from validation images, and transductive figures are labelled.
+
+- ``metrics``: figures of logits and labels.
+- ``landscape``: geometry of the loss of a network.
+- ``reports``: plots and HTML pages of run folders.
+- ``cli``: ``python -m timm_lt.evaluate``.
 """
 
-from .html_comparison import write_comparison
-from .html_report import write_report
 from .landscape import measure_landscape
-from .metrics import gather_predictions, merge_seeds, report
-from .openset import (
+from .metrics import (
     choose_threshold,
     class_prototypes,
+    compare,
+    gather_predictions,
+    mcnemar,
+    merge_seeds,
     open_set_f_measure,
     open_set_report,
     open_set_scores,
     reject,
+    report,
 )
-from .significance import compare, mcnemar
+from .reports import write_comparison, write_report
 
 __all__ = [
     'choose_threshold', 'class_prototypes', 'compare', 'gather_predictions', 'mcnemar', 'measure_landscape',

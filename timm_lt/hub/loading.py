@@ -32,7 +32,8 @@ class Checkpoint:
         posthoc: Correction of the logits, or None.
         metrics: Measured figures and their protocol.
         recipe: Resolved options of the run.
-        folder: Where the files lie.
+        folder: Where the files lie, or None for a network of timm.
+        source: Name that it was asked for by.
     """
     model: nn.Module
     class_names: list[str] | None
@@ -40,7 +41,22 @@ class Checkpoint:
     posthoc: PostHoc | None
     metrics: dict[str, Any] = field(repr=False)
     recipe: dict[str, Any] = field(repr=False)
-    folder: Path
+    folder: Path | None
+    source: str = ''
+
+    @property
+    def architecture(self) -> str:
+        """timm's name of the network."""
+        config = getattr(self.model, 'pretrained_cfg', None) or {}
+        return config.get('architecture') or type(self.model).__name__
+
+    @property
+    def num_classes(self) -> int:
+        return self.model.num_classes
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
 
     @property
     def transform(self) -> Callable:
@@ -112,7 +128,8 @@ def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 
     return Checkpoint(
         model=model.to(device).eval(), class_names=list(names) if names else None, distribution=distribution,
         posthoc=posthoc, metrics=_json(folder / 'metrics.json') or {},
-        recipe=_recipe(folder / 'recipe.yaml'), folder=folder)
+        recipe=_recipe(folder / 'recipe.yaml'), folder=folder,
+        source=str(name_or_dir))
 
 
 def _find(name: str, revision: str | None) -> Path:

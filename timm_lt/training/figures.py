@@ -12,18 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .._version import __version__
-from ..class_distribution import ClassDistribution
 from ..evaluate import report
 from .data import DataParts
 from .trainer import Trainer
-
-
-def split_rule(rule: str, distribution: ClassDistribution) -> str:
-    """'auto' resolved: the usual thresholds where some class has fewer than 20 images, else thirds of the classes."""
-    if rule == 'auto':
-        return 'gt100_lt20' if bool((distribution.counts < 20).any()) else 'thirds'
-    distribution.splits(rule)
-    return rule
 
 
 def final_metrics(

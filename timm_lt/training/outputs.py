@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 import shutil
 from argparse import Namespace
@@ -14,7 +13,7 @@ import numpy as np
 import torch.nn as nn
 from torch import Tensor
 
-from .._files import whole_file, write_text
+from .._files import json_ready, whole_file, write_text
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
 from .checkpoint import find_checkpoint, read_options, replace_folder
@@ -80,7 +79,7 @@ class RunFolder:
     def write_report(self) -> None:
         """``report.html`` and ``plots/``, from the files of the run."""
         if self.writes:
-            from ..evaluate.html_report import write_report
+            from ..evaluate import write_report
             write_report(self.path)
 
     def write_hub(self, model: nn.Module, model_args: dict[str, Any], data_config: dict[str, Any]) -> None:
@@ -136,19 +135,6 @@ def default_experiment(args: Namespace) -> str:
     data = args.dataset or Path(args.data_dir).resolve().name
     parts = [Path(data).name, args.model.split('/')[-1], args.loss, args.opt, f's{args.seed}']
     return '_'.join(p.replace('.', '-') for p in parts)
-
-
-def json_ready(value: Any) -> Any:
-    """Plain JSON values; NaN and infinities, which JSON lacks, become None."""
-    if isinstance(value, dict):
-        return {str(k): json_ready(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_ready(v) for v in value]
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return json_ready(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
 from .._unwrap import finished_model
+from ..evaluate.metrics import resolve_split_rule
 from ..hub import has_token, push
 from . import build
 from .allocator import keep_freed_memory
@@ -33,7 +34,7 @@ from .ending import (
     write_ornaments,
 )
 from .evaluation import choose_epoch, evaluate, validation_figures
-from .figures import final_metrics, metrics_of_both, split_rule, summary_table
+from .figures import final_metrics, metrics_of_both, summary_table
 from .memory_format import is_channels_last, wants_channels_last
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer
@@ -101,7 +102,7 @@ def run(args: Namespace) -> dict[str, Any]:
     set_seed(args.seed)
     data = build_data(args)
     distribution = data.distribution
-    rule = split_rule(args.split_rule, distribution)
+    rule = resolve_split_rule(distribution, args.split_rule)
     model, model_args = build.build_model(args, distribution.num_classes)
     final = model
     if args.stage2:

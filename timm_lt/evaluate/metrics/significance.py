@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validate import check_class_counts, check_range
-from ..class_distribution import SPLIT_NAMES, ClassDistribution
-from .metrics import check_predictions, class_means, draw_cells, interval, predict, resolve_split_rule
+from ..._validate import check_class_counts, check_range
+from ...class_distribution import ClassDistribution
+from .closed_set import resolve_split_rule
+from .intervals import class_means, draw_cells, interval
+from .predictions import check_predictions, predict
 
 
 def compare(
@@ -50,8 +52,6 @@ def compare(
     right = [_right(run, targets, num_classes) for run in (first, second)]
     check_range('bootstrap', bootstrap, 1)
     split_rule = resolve_split_rule(distribution, split_rule)
-    splits = distribution.splits(split_rule)
-
     cells = torch.bincount(
         4 * targets.long() + 2 * right[0].long() + right[1].long(), minlength=4 * num_classes)
     measured = cells.numpy()[None].reshape(1, num_classes, 4)
@@ -69,20 +69,16 @@ def compare(
     def difference_of_top1(counts: Any, _: Any) -> Any:
         return 100.0 * (counts[..., 1] - counts[..., 2]).sum(1) / len(targets)
 
-    everything = torch.ones(num_classes, dtype=torch.bool)
-    figures = [('top1', difference_of_top1, everything), ('balanced_accuracy', difference_of_means, everything)]
-    figures += [(name, difference_of_means, splits[name]) for name in SPLIT_NAMES]
-    for name, difference, mask in figures:
+    masks = {'balanced_accuracy': torch.ones(num_classes, dtype=torch.bool), **distribution.splits(split_rule)}
+    for name in ('top1', *masks):
+        difference = difference_of_top1 if name == 'top1' else difference_of_means
+        mask = masks.get(name, masks['balanced_accuracy'])
         found = float(difference(measured, mask.numpy())[0])
         if found != found:  # no test image in this split
             result[name] = None
             continue
         values = difference(drawn, mask.numpy())
-        values = values[values == values]
-        below, above = float((values <= 0).mean()), float((values >= 0).mean())
-        # one more than counted: a p-value of 0 cannot follow from a finite number of resamples
-        p_value = min(1.0, 2 * (min(below, above) * len(values) + 1) / (len(values) + 1))
-        result[name] = {'difference': found, 'interval': interval(values), 'p_value': p_value}
+        result[name] = {'difference': found, 'interval': interval(values), 'p_value': _p_value(values)}
     return result
 
 
@@ -112,6 +108,14 @@ def mark(p_value: float | None) -> str:
     if p_value is None:
         return ''
     return '*' * sum(p_value < level for level in (0.05, 0.01, 0.001))
+
+
+def _p_value(differences: Any) -> float:
+    """Two-sided p-value of resampled differences."""
+    differences = differences[differences == differences]  # a resample may miss a split
+    fewer = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    # one more than counted: a p-value of 0 cannot follow from a finite number of resamples
+    return min(1.0, 2 * (fewer + 1) / (len(differences) + 1))
 
 
 def _right(run: Any, targets: Tensor, num_classes: int) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..class_distribution import ClassDistribution
-from ..data.parts import usual_part
-from ._data import Data
+from ...class_distribution import ClassDistribution
+from ...data.parts import usual_part
+from ..metrics import choose_threshold, class_prototypes, open_set_report, open_set_scores
+from ..metrics.openset import UNKNOWN
+from .data import Data
 from .network import EvaluationError
-from .openset import UNKNOWN, choose_threshold, class_prototypes, open_set_report, open_set_scores
 
 
 def check_open_set_options(args: argparse.Namespace) -> None:

@@ -19,10 +19,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .._validate import check_range, check_rho
-from ..class_distribution import SPLIT_NAMES, ClassDistribution
-from ._probe import Batches, Directions, Loss, Tick, images_of, move, split_losses, unchanged
+from ..._validate import check_range, check_rho
+from ...class_distribution import SPLIT_NAMES, ClassDistribution
 from .curvature import gradient_cosine, hessian_trace, mean_gradient, top_eigenvalue
+from .probe import Batches, Directions, Loss, Tick, images_of, move, split_losses, unchanged
 
 
 def measure_landscape(
@@ -75,20 +75,30 @@ def measure_landscape(
             name: sharpness(model, part, rho, loss=loss, tick=tick) if part else None for name, part in parts.items()}
         result['gradient_cosine'] = gradient_cosine(model, {n: parts[n] for n in SPLIT_NAMES}, loss=loss)
         if iterations:
-            result['top_eigenvalue'], result['trace'], result['trace_error'] = {}, {}, {}
-            for name, part in parts.items():
-                top = trace = error = None
-                if part:
-                    top = top_eigenvalue(model, part, iterations=iterations, seed=seed, loss=loss, tick=tick)
-                    trace, error = hessian_trace(model, part, samples=trace_samples, seed=seed, loss=loss, tick=tick)
-                result['top_eigenvalue'][name] = top
-                result['trace'][name], result['trace_error'][name] = trace, error
+            result |= _hessian_figures(model, parts, iterations, trace_samples, seed=seed, loss=loss, tick=tick)
         options = {'radius': radius, 'seed': seed, 'loss': loss, 'tick': tick}
         if line_steps:
             result['line'] = loss_line(model, parts['all'], splits, steps=line_steps, **options)
         if surface_steps:
             result['surface'] = loss_surface(model, parts['all'], splits, steps=surface_steps, **options)
     return result
+
+
+def _hessian_figures(
+        model: nn.Module,
+        parts: Mapping[str, Batches],
+        iterations: int,
+        trace_samples: int,
+        **options: Any,
+) -> dict[str, dict[str, float | None]]:
+    """Largest eigenvalue and trace of the Hessian for each set of images."""
+    top, trace, error = {}, {}, {}
+    for name, part in parts.items():
+        top[name] = trace[name] = error[name] = None
+        if part:
+            top[name] = top_eigenvalue(model, part, iterations=iterations, **options)
+            trace[name], error[name] = hessian_trace(model, part, samples=trace_samples, **options)
+    return {'top_eigenvalue': top, 'trace': trace, 'trace_error': error}
 
 
 def loss_line(

@@ -1,6 +1,5 @@
 """Networks to evaluate, and what they say about images: any timm model, a local folder, the Hub, a weights file."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,45 +9,14 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .._capture import captured_inputs
-from .._classifier import find_classifier
-from ..class_distribution import ClassDistribution
+from ..._capture import captured_inputs
+from ..._classifier import find_classifier
+from ..._timm_hooks import register
+from ...hub import Checkpoint, load
 
 
 class EvaluationError(ValueError):
     """Something that the user can mend; the message is one sentence that says what."""
-
-
-@dataclass
-class Network:
-    """A trained network and what is known of it.
-
-    Attributes:
-        model: In evaluation mode.
-        name: Architecture, as timm names it.
-        source: What was asked for.
-        distribution: Training images per class, or None.
-        class_names: Names of the classes, or None.
-        posthoc: Correction of the logits that the checkpoint was chosen with, or None.
-        recipe: Options of its run.
-        metrics: Figures of its run.
-    """
-    model: nn.Module
-    name: str
-    source: str
-    distribution: ClassDistribution | None = None
-    class_names: list[str] | None = None
-    posthoc: Any = None
-    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
-    metrics: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def num_classes(self) -> int:
-        return self.model.num_classes
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.model.parameters())
 
 
 def load_network(
@@ -57,7 +25,7 @@ def load_network(
         architecture: str | None = None,
         num_classes: int | None = None,
         device: torch.device | str = 'cpu',
-) -> Network:
+) -> Checkpoint:
     """Load a network.
 
     Args:
@@ -71,8 +39,7 @@ def load_network(
     Raises:
         EvaluationError: If it cannot be read or does not fit.
     """
-    import timm_lt  # the networks of this package must be registered, also if only this module was imported
-    timm_lt.register()
+    register()
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:  # torch asserts that it was built for a GPU
@@ -84,18 +51,13 @@ def load_network(
             model = timm.create_model(source, pretrained=True)
         except Exception as e:  # network, cache and Hub raise errors of many kinds
             raise EvaluationError(f'the weights of timm model {source!r} cannot be had: {_first_line(e)}') from e
-        return Network(model.to(device).eval(), source, source)
+        return _timm_checkpoint(model.to(device), source)
     if Path(source).is_file():
         raise EvaluationError(f'{source} is a file: name its network by --model, or pass the folder of a checkpoint')
-    from ..hub import load
     try:
-        found = load(source, device=str(device))
+        return load(source, device=str(device))
     except Exception as e:
         raise EvaluationError(f'checkpoint {source!r} cannot be read: {_first_line(e)}') from e
-    config = getattr(found.model, 'pretrained_cfg', None) or {}
-    return Network(
-        found.model, config.get('architecture') or type(found.model).__name__, source, found.distribution,
-        found.class_names, found.posthoc, found.recipe, found.metrics)
 
 
 @torch.no_grad()
@@ -146,7 +108,7 @@ def classifier_of(model: nn.Module) -> nn.Module:
     return layer
 
 
-def _from_file(source: str, architecture: str, num_classes: int | None, device: torch.device | str) -> Network:
+def _from_file(source: str, architecture: str, num_classes: int | None, device: torch.device | str) -> Checkpoint:
     if not Path(source).is_file():
         raise EvaluationError(f'there is no weights file {source}')
     options = {} if num_classes is None else {'num_classes': num_classes}
@@ -163,7 +125,11 @@ def _from_file(source: str, architecture: str, num_classes: int | None, device: 
                 f'weights file {source} was not read: it is damaged, or holds objects besides tensors, which could run '
                 f'code; store the state dict alone, best as safetensors') from e
         raise EvaluationError(f'weights file {source} cannot be read into {architecture}: {_first_line(e)}') from e
-    return Network(model.to(device).eval(), architecture, source)
+    return _timm_checkpoint(model.to(device), source)
+
+
+def _timm_checkpoint(model: nn.Module, source: str) -> Checkpoint:
+    return Checkpoint(model.eval(), None, None, None, {}, {}, None, source)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 A run folder holds ``metrics.json`` (result of :func:`timm_lt.evaluate.report`, with ``seed``, ``model``,
 ``num_parameters``, ``protocol`` ...) and, as far as the run wrote them, ``summary.csv``, ``predictions.npz``
-(``logits``, ``targets``), ``class_distribution.json`` and ``args.yaml``. What is missing is left out of a report.
+(``logits`` or ``predictions``, and ``targets``), ``class_distribution.json``, ``mistakes.zip`` and ``args.yaml``.
 """
 
 import csv
@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+import torch
 
-from ..class_distribution import ClassDistribution
-from .metrics import correction_method, merge_seeds
-from .significance import compare
+from ...class_distribution import ClassDistribution
+from ..metrics import check_predictions, compare, correction_method, merge_seeds, predict
+from .mistakes import FILE, read_mistakes
 
 FIGURES = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
@@ -38,16 +40,20 @@ def load_run(run_dir: str | Path) -> dict[str, Any]:
         run['metrics'] = json.loads((run_dir / 'metrics.json').read_text(encoding='utf-8'))
         summary, predictions = run_dir / 'summary.csv', run_dir / 'predictions.npz'
         run['summary'] = read_summary(summary) if summary.is_file() else None
-        run['logits'] = run['targets'] = run['args'] = run['class_names'] = None
+        run |= dict.fromkeys(('logits', 'predicted', 'targets', 'args', 'class_names', 'mistakes'))
         if predictions.is_file():
             with np.load(predictions, allow_pickle=False) as data:
-                run['logits'], run['targets'] = data['logits'], data['targets'].astype(np.int64)
+                run['targets'] = data['targets'].astype(np.int64)
+                run['logits'] = data['logits'] if 'logits' in data else None
+                run['predicted'] = data['predictions'] if run['logits'] is None else _predicted(run)
         if (run_dir / 'class_distribution.json').is_file():
             run['class_names'] = ClassDistribution.from_json(run_dir / 'class_distribution.json').class_names
+        if (run_dir / FILE).is_file():
+            run['mistakes'] = read_mistakes(run_dir / FILE)
         if (run_dir / 'args.yaml').is_file():
             import yaml
             run['args'] = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
-    except (ValueError, KeyError, OSError) as e:
+    except (ValueError, KeyError, OSError, BadZipFile) as e:
         raise ValueError(f'a file of the run {run_dir} cannot be read: {e}') from e
     needed = (
         'top1', 'per_class', 'split_rule', 'splits', 'train_images_per_class', 'num_images', 'num_classes')
@@ -64,6 +70,11 @@ def read_summary(path: str | Path) -> list[dict[str, Any]]:
         return [{key: _cell(value) for key, value in row.items() if key} for row in csv.DictReader(f)]
 
 
+def _predicted(run: Mapping[str, Any]) -> np.ndarray:
+    logits, targets = check_predictions(torch.as_tensor(run['logits']).float(), run['targets'])
+    return predict(logits, targets)['predicted'].numpy()
+
+
 def _cell(text: str | None) -> Any:
     parts = [_number(part) for part in (text or '').split('/')]
     return parts[0] if len(parts) == 1 else parts if any(p is not None for p in parts) else None
@@ -76,7 +87,7 @@ def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Of each recipe ``name`` (the options in which the recipes differ, where they are few), ``runs``, ``merged`` (of
         :func:`merge_seeds`).
     """
-    from ..training.config import configuration
+    from ...training.config import configuration
     groups: list[tuple[dict | None, dict[str, Any], list[Mapping[str, Any]]]] = []
     for run in runs:
         recipe = configuration(run['args']) if run['args'] else None
@@ -148,10 +159,10 @@ def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstr
                     found[key] = float(ttest_ind(*values, equal_var=False).pvalue)
         return found
     a, b = one[0], two[0]
-    if a['logits'] is None or b['logits'] is None or not np.array_equal(a['targets'], b['targets']):
+    if a['predicted'] is None or b['predicted'] is None or not np.array_equal(a['targets'], b['targets']):
         return {}
     result = compare(
-        a['logits'], b['logits'], a['targets'], a['metrics']['train_images_per_class'],
+        a['predicted'], b['predicted'], a['targets'], a['metrics']['train_images_per_class'],
         split_rule=a['metrics']['split_rule'], bootstrap=bootstrap, seed=seed)
     found = {'how': 'paired bootstrap over test images' + (
         ', first seed of each' if len(one) + len(two) > 2 else ''), 'mcnemar': result['mcnemar']}

@@ -3,7 +3,7 @@
 Papers: Z. Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019 (F-measure, prototypes);
 D. Hendrycks and K. Gimpel, ICLR 2017 (softmax score); W. Liu et al., "Energy-based Out-of-distribution Detection",
 NeurIPS 2020, Eq. (4) (energy score); A. Dhamija et al., "Reducing Network Agnostophobia", NeurIPS 2018 (OSCR).
-Source: written from the papers; AUROC by torchmetrics.
+Source: written from the papers.
 Differs from the official code: nothing is divided by 0: without a true positive F is 0. The threshold is chosen by
 :func:`choose_threshold` on validation images; published code fixes it, or tunes it on the test set.
 
@@ -12,6 +12,9 @@ if its score lies below the threshold. With TP = known and right, F = 2 TP / (2 
 
 - ``'oltr'``: FP + FN = known with a wrong label + known rejected + unknown kept;
 - ``'without_rejected'`` (two repositories, reads higher): known rejected are not counted.
+
+An image that is not finite (see :mod:`timm_lt.evaluate.metrics.predictions`) has the score NaN in every kind of score:
+it is rejected at any threshold, and no threshold or prototype is fitted to it.
 """
 
 from collections.abc import Mapping
@@ -21,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_class_counts, check_option, check_range
-from ..class_distribution import ClassDistribution
-from .metrics import CHUNK_ELEMENTS, resolve_split_rule
+from ..._validate import check_class_counts, check_option, check_range
+from ...class_distribution import ClassDistribution
+from .closed_set import resolve_split_rule
+from .predictions import CHUNK_ELEMENTS, finite_rows
 
 UNKNOWN = -1
 SCORES = ('softmax', 'energy', 'prototype')
@@ -39,7 +43,7 @@ def open_set_scores(
         prototypes: Any = None,
         temperature: float = 1.0,
 ) -> Tensor:
-    """How likely each image belongs to a known class, (N,), on the CPU; higher is more likely.
+    """How likely each image belongs to a known class, (N,), on the CPU; higher is more likely, NaN if not finite.
 
     Args:
         logits: (N, C), for ``'softmax'`` and ``'energy'``.
@@ -64,10 +68,8 @@ def open_set_scores(
     parts = []
     for start in range(0, len(logits), rows):
         z = _as_float(logits[start:start + rows])
-        if score == 'softmax':
-            parts.append(z.softmax(1).max(1).values)
-        else:
-            parts.append(temperature * (z / temperature).logsumexp(1))
+        found = z.softmax(1).amax(1) if score == 'softmax' else temperature * (z / temperature).logsumexp(1)
+        parts.append(found.masked_fill(~finite_rows(z), torch.nan))
     return torch.cat(parts).cpu()
 
 
@@ -79,8 +81,16 @@ def class_prototypes(features: Any, targets: Any, num_classes: int) -> Tensor:
         features: Features of training images, (N, D).
         targets: Their classes, (N,).
         num_classes: C.
+
+    Raises:
+        ValueError: If a feature is not finite.
     """
     features = F.normalize(_as_float(features), dim=1)
+    broken = int((~features.isfinite().all(1)).sum())
+    if broken:
+        raise ValueError(
+            f'{broken} of {len(features)} features are NaN or infinite: no prototype can be computed; does the network '
+            f'have NaN weights?')
     targets = torch.as_tensor(targets).to(features.device).long()
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, targets, features)
     counts = torch.bincount(targets, minlength=num_classes)
@@ -145,10 +155,11 @@ def choose_threshold(
         raise ValueError(
             f'choose_threshold needs at least one validation image of a known class, got {scores.numel()} images'
             f'{", all labelled -1 (unknown)" if scores.numel() else ""}')
-    if bool(scores.isnan().any()):
+    broken = int((~scores.isfinite()).sum())
+    if broken:
         raise ValueError(
-            f'{int(scores.isnan().sum())} of {scores.numel()} validation scores are NaN: no threshold can be chosen; '
-            f'does the network have NaN weights?')
+            f'{broken} of {scores.numel()} validation scores are NaN or infinite: no threshold can be chosen; does the '
+            f'network have NaN weights?')
     if labels is None or predictions is None or not bool((labels == UNKNOWN).any()):
         if labels is not None:
             scores = scores[labels != UNKNOWN]
@@ -246,27 +257,30 @@ def _accuracy_after_rejection(
 
 
 def threshold_free(scores: Tensor, predictions: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """``auroc``, ``fpr95`` and ``oscr`` in percent; None without known or without unknown images."""
+    """``auroc``, ``fpr95`` and ``oscr`` in percent; None without known or without unknown images.
+
+    Images of one score are kept or rejected together. AUROC counts a tie of a known and an unknown image as one half.
+    An image whose score is NaN ranks last, and is never right.
+    """
     known = labels != UNKNOWN
     if not bool(known.any()) or bool(known.all()):
         return {'auroc': None, 'fpr95': None, 'oscr': None}
-    from torchmetrics.functional.classification import binary_auroc
-    scores = scores.double()
-    # ranks instead of scores: torchmetrics would squash scores outside [0, 1] and so tie large ones
-    ranks = scores.unique(return_inverse=True)[1].double()
-    auroc = float(binary_auroc(ranks / ranks.max().clamp(min=1), known.long(), validate_args=False))
-
+    correct = known & (predictions == labels) & ~scores.isnan()
+    scores = scores.double().masked_fill(scores.isnan(), -torch.inf)
     order = scores.argsort(descending=True, stable=True)
     ordered = scores[order]
     ends = torch.ones(len(ordered), dtype=torch.bool)
-    ends[:-1] = ordered[:-1] != ordered[1:]  # images of one score are kept or rejected together
+    ends[:-1] = ordered[:-1] != ordered[1:]
     kept_known = known[order].cumsum(0)[ends].double() / known.sum()
     kept_unknown = (~known)[order].cumsum(0)[ends].double() / (~known).sum()
-    right = (known & (predictions == labels))[order].cumsum(0)[ends].double() / known.sum()
-    fpr95 = float(kept_unknown[kept_known >= 0.95][0])
-    start = torch.zeros(1, dtype=torch.float64)
-    oscr = float(torch.trapezoid(torch.cat([start, right]), torch.cat([start, kept_unknown])))
-    return {'auroc': 100.0 * auroc, 'fpr95': 100.0 * fpr95, 'oscr': 100.0 * oscr}
+    right = correct[order].cumsum(0)[ends].double() / known.sum()
+
+    def area(rate: Tensor) -> float:
+        start = torch.zeros(1, dtype=torch.float64)
+        return 100.0 * float(torch.trapezoid(torch.cat([start, rate]), torch.cat([start, kept_unknown])))
+
+    return {
+        'auroc': area(kept_known), 'fpr95': 100.0 * float(kept_unknown[kept_known >= 0.95][0]), 'oscr': area(right)}
 
 
 def _as_float(tensor: Any) -> Tensor:

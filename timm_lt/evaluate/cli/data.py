@@ -7,10 +7,11 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import Tensor
 
-from ..class_distribution import ClassDistribution
-from ..data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
-from ..data.factory import create_reader
-from .network import EvaluationError, Network, collect
+from ...class_distribution import ClassDistribution
+from ...data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
+from ...data.factory import create_reader
+from ...hub import Checkpoint
+from .network import EvaluationError, collect
 
 
 class Data:
@@ -22,7 +23,7 @@ class Data:
         distribution: Training class sizes.
     """
 
-    def __init__(self, args: argparse.Namespace, network: Network, distribution: ClassDistribution) -> None:
+    def __init__(self, args: argparse.Namespace, network: Checkpoint, distribution: ClassDistribution) -> None:
         self.args, self.network = args, network
         self.class_names = network.class_names or distribution.class_names
         self.names_note: str | None = None

@@ -16,8 +16,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_range
-from ._probe import Batches, Directions, Loss, Tick, evaluation, on_device, per_sample
+from ..._validate import check_range
+from .probe import Batches, Directions, Loss, Tick, evaluation, on_device, per_sample
 
 
 def mean_gradient(model: nn.Module, batches: Batches, *, loss: Loss | None = None) -> Directions:

@@ -1,0 +1,69 @@
+"""Options of the command line."""
+
+import argparse
+
+import torch
+
+from ..metrics.openset import SCORES
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m timm_lt.evaluate',
+        description='Evaluate a checkpoint, or a file of predictions, on a long-tailed data set.',
+        epilog="'python -m timm_lt.evaluate compare RUN_DIR RUN_DIR ...' compares runs; the first is the baseline. "
+               "'python -m timm_lt.evaluate report RUN_DIR' draws the report and the model card of a run again.")
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        '--checkpoint', metavar='NAME',
+        help='run or checkpoint folder, local-dir:FOLDER, hf-hub:USER/NAME, timm model name, or weights file')
+    source.add_argument(
+        '--predictions', metavar='FILE',
+        help="logits or predicted classes with labels: .npz, .pt ('logits' or 'predictions', 'targets'), .csv or .tsv")
+    add('--model', metavar='NAME', help='timm name of the network, for a weights file')
+    add('--num-classes', type=int, help='classes of the network, for a weights file')
+    add('--dataset', default='', metavar='NAME', help="as in train_lt.py, e.g. 'timm_lt/digits', 'hfds/NAME'")
+    add('--data-dir', metavar='DIR', help='folder of the images')
+    add('--ignore-class-names', action='store_true',
+        help='evaluate data whose class names are not those of the checkpoint; labels are used as they are')
+    add('--split', help="part to evaluate (default: 'test', else 'validation')")
+    add('--class-stats', metavar='FILE', help='class-stats JSON of the training images (default: of the checkpoint)')
+    add('--split-rule', default='auto', metavar='RULE',
+        help="gt100_lt20, ge100_le20, thirds, 'MANY,FEW', or auto: gt100_lt20, thirds if no class is below 20")
+    add('--no-posthoc', action='store_true', help='leave out the correction that the checkpoint brings')
+    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for confidence intervals; 0: none')
+    add('--open-set', metavar='NAME', help='data set of unknown classes')
+    add('--open-set-dir', metavar='DIR', help='folder of its images')
+    add('--open-set-split', help='its part')
+    add('--open-set-score', nargs='+', choices=SCORES, help='scores to report (default: softmax energy)')
+    add('--threshold-split', metavar='SPLIT',
+        help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
+    add('--landscape', action='store_true', help='measure the loss landscape of each split (minutes)')
+    add('--landscape-images', type=int, default=128, metavar='N', help='images of each split for it')
+    add('--rho', type=float, default=0.05, help='radius of the sharpness')
+    add('-b', '--batch-size', type=int, default=128)
+    add('-j', '--workers', type=int, default=0)
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add('--seed', type=int, default=0, help='of bootstrap and random directions')
+    add('--output', metavar='DIR',
+        help='folder of the report, overwritten (default: evaluation/CHECKPOINT, with a number if that exists)')
+    return parser
+
+
+def build_compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m timm_lt.evaluate compare', description='Compare runs; the first is the baseline.')
+    parser.add_argument('runs', nargs='+', metavar='RUN_DIR')
+    parser.add_argument('--output', default='comparison.html', metavar='FILE')
+    parser.add_argument('--bootstrap', type=int, default=2000, metavar='N')
+    parser.add_argument('--seed', type=int, default=0)
+    return parser
+
+
+def build_report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m timm_lt.evaluate report',
+        description="Write a run's report.html, plots/ and model card again, from its metrics and predictions.")
+    parser.add_argument('run', metavar='RUN_DIR')
+    return parser

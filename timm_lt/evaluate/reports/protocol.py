@@ -1,0 +1,46 @@
+"""Facts under which figures were measured, in the words of a page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...class_distribution import SPLIT_NAMES
+from .plots.style import classes_text
+
+
+def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
+    """Network, data, split rule and choices behind the figures of a ``metrics.json``."""
+    absent = [n for n in SPLIT_NAMES if m.get(n) is None]
+    facts = {
+        'network': m.get('model'),
+        'parameters': None if m.get('num_parameters') is None else f"{m['num_parameters']:,}",
+        'dataset': m.get('dataset'),
+        'seed': m.get('seed'), 'split_rule': m['split_rule'],
+        'splits': '; '.join(
+            f"{n}: {classes_text(s['classes'])}, {s['images']} test images" for n, s in m['splits'].items()),
+        'absent_splits': ', '.join(absent) or None,
+        'training_images': f"{sum(m['train_images_per_class']):,}, largest class {max(m['train_images_per_class'])}, "
+                           f"smallest {min(m['train_images_per_class'])}",
+        'post_hoc': m.get('posthoc') or 'none',
+        'transductive': 'yes' if m.get('transductive') else 'no',
+    }
+    if corrected := m.get('corrected'):
+        facts['post_hoc'] = 'none in the main figures; a table of its own shows the figures with the correction'
+        facts['correction'] = f"{corrected['label']}, fitted on {corrected['fitted_on']}"
+    protocol = m.get('protocol')
+    facts.update(protocol if isinstance(protocol, Mapping) else {'protocol': protocol})
+    if isinstance(facts.get('reported_epoch'), int):  # files count from 0, readers from 1
+        facts['reported_epoch'] += 1
+    for key in ('wall_seconds', 'images_per_second'):
+        if m.get(key) is not None:
+            facts[key] = f'{m[key]:.1f}'
+    return facts
+
+
+def dataset_of(m: Mapping[str, Any]) -> str | None:
+    """Name of the data that the figures are of."""
+    protocol = m.get('protocol')
+    return (protocol.get('dataset') if isinstance(protocol, Mapping) else None) or m.get('dataset')
+
+
+def parameters_of(count: int | None) -> str | None:
+    return None if count is None else f'{count / 1e6:.2f} M parameters'
