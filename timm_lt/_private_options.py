@@ -10,4 +10,6 @@ PRIVATE_OPTIONS = frozenset({
     'revision', 'wandb_project', 'workers',
 })
 
-__all__ = ['PRIVATE_OPTIONS']
+RECIPE_NOTES = frozenset({'hub', 'published'})  # notes of a configuration file, which no run reads
+
+__all__ = ['PRIVATE_OPTIONS', 'RECIPE_NOTES']

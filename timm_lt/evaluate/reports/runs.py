@@ -16,10 +16,12 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from ..._private_options import PRIVATE_OPTIONS, RECIPE_NOTES
 from ...class_distribution import ClassDistribution
 from ..metrics import check_predictions, compare, correction_method, merge_seeds, predict
 from .mistakes import FILE, read_mistakes
 
+NOT_OF_RECIPE = PRIVATE_OPTIONS | RECIPE_NOTES | {'seed'}
 FIGURES = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
 )
@@ -87,12 +89,9 @@ def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Of each recipe ``name`` (the options in which the recipes differ, where they are few), ``runs``, ``merged`` (of
         :func:`merge_seeds`).
     """
-    from ...training.config import configuration
     groups: list[tuple[dict | None, dict[str, Any], list[Mapping[str, Any]]]] = []
     for run in runs:
-        recipe = configuration(run['args']) if run['args'] else None
-        if recipe:
-            recipe.pop('seed', None)
+        recipe = {k: v for k, v in run['args'].items() if k not in NOT_OF_RECIPE} if run['args'] else None
         measured, seed = measured_by(run['metrics']), run['metrics'].get('seed')
         for known, known_measured, members in groups:
             if recipe is not None and seed is not None and (recipe, measured) == (known, known_measured) and all(
