@@ -63,7 +63,7 @@ BOTTOM = {path.stem for path in PACKAGE.glob('_*.py')} | {'class_distribution'}
 # imports that still point upward from the bottom
 UPWARD = {
     ('_timm_hooks', 'losses'), ('_timm_hooks', 'data'),  # timm's own factories create both
-    ('_unwrap', 'optim'), ('class_distribution', 'data'),
+    ('class_distribution', 'data'),
 }
 
 
