@@ -15,6 +15,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from .._classifier import find_classifier, kind_of_classifier
 from .._registry import LOSSES, OPTIMIZERS, MethodInfo, call_factory
 from .._timm_hooks import list_networks, optimizer_names
 from .._validate import nearest_names
@@ -112,9 +113,9 @@ def initialize(
         ValueError: If the model has no such layer.
     """
     if head_scale is not None or head_bias is not None:
-        head = model.get_classifier()
+        head = find_classifier(model)
         if not isinstance(head, nn.Linear):
-            raise ValueError(f'its classifier is no linear layer, but {type(head).__name__}')
+            raise ValueError(f'its classifier must be one linear layer, got {kind_of_classifier(model)}')
         with torch.no_grad():
             if head_scale is not None:
                 for parameter in head.parameters():
