@@ -1,4 +1,4 @@
-"""What a module is called with, seen from outside."""
+"""The inputs of a module during forward passes of the network around it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ class InputTap:
         self.value = args[0]
 
     def take(self) -> list[Tensor]:
-        """The argument of the last call, if there was one since the last time."""
+        """The argument of the last call, then forgotten; an empty list without a call."""
         value, self.value = self.value, None
         return [] if value is None else [value]
 

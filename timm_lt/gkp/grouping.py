@@ -37,7 +37,7 @@ def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tenso
 
     Args:
         similarity: Cosines, (C, C), symmetric, in [-1, 1]; the affinity is ``1 + cosine``.
-        num_groups: G >= 1; from C on every class is a group of its own.
+        num_groups: G >= 1; with G >= C every class is one group.
         seed: Of the clustering.
 
     Returns:

@@ -160,7 +160,7 @@ def feature_quality(
     """Quality of every class from all its features at once, see :class:`QualityMeter`.
 
     Args:
-        features: What the classifier takes, (N, D).
+        features: Input of the classifier, (N, D).
         labels: Class of each row, (N,), int64.
         num_classes: C; classes without a row are not defined.
         beta, variant: See :class:`QualityMeter`.

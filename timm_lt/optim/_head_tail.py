@@ -1,4 +1,4 @@
-"""What ImbSAM and SSE-SAM share: the batch split into head and tail classes."""
+"""The split of a batch into head and tail classes, shared by ImbSAM and SSE-SAM."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .engine import SharpnessAware
 
 
 class HeadTail(SharpnessAware):
-    """Part 0 the samples of classes with ``n_c >= eta`` (head), part 1 those with ``n_c < eta`` (tail).
+    """Base of methods with two parts: 0, the head classes with ``n_c >= eta``, and 1, the tail with ``n_c < eta``.
 
     Args:
         params: Parameters or groups.
@@ -68,7 +68,7 @@ def weights_of_classes(table: Tensor, labels: Tensor, who: str) -> Tensor:
     """Columns of a (P, C) table for the labels, (P, B).
 
     Raises:
-        ValueError: If a label has no column, so that the class counts cannot be those of the data set.
+        ValueError: If a label has no column, because the class counts are not those of the data set.
     """
     if len(labels) and (int(labels.max()) >= table.shape[1] or int(labels.min()) < 0):
         raise ValueError(

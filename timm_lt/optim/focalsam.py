@@ -2,9 +2,9 @@
 
 Paper: S. Li et al., "Focal-SAM: Focal Sharpness-Aware Minimization for Long-Tailed Classification", ICML 2025,
 https://arxiv.org/abs/2505.01660
-Implements: ``L(theta) + [L_a(theta + eps) - L_a(theta)]`` with ``L_a = (1/B) sum_i a_{y_i} l_i``,
-``a_c = s (1 - pi_c)^gamma`` and ``eps = rho g_a / |g_a|``, as two parts of every sample: ``1 - a_y`` unperturbed and
-``a_y`` perturbed.
+Implements: method section, ``L(theta) + [L_a(theta + eps) - L_a(theta)]`` with ``L_a = (1/B) sum_i a_{y_i} l_i``,
+``a_c = s (1 - pi_c)^gamma`` and ``eps = rho g_a / |g_a|``. Every sample is in two parts: with weight ``1 - a_y``
+unperturbed, and with ``a_y`` perturbed.
 Source: written from the paper.
 Differs from the paper / official code: no.
 """
@@ -23,9 +23,10 @@ from .engine import SharpnessAware
 
 @register_optimizer('focalsam', paper='Li et al., ICML 2025', needs=('class_counts',))
 class FocalSAM(SharpnessAware):
-    """Focal sharpness-aware minimization around any optimizer of timm.
+    """Focal sharpness-aware minimization around any optimizer of timm (Li et al. 2025, method section).
 
-    Two forward and three backward passes per step; two extra copies of the parameters.
+    The step follows ``grad (L - L_a)(theta) + grad L_a(theta + rho g_a / |g_a|)`` with class weights ``a_c``, in two
+    forward and three backward passes. Memory: two extra copies of the parameters.
 
     Args:
         params: Parameters or groups.

@@ -2,7 +2,8 @@
 
 Paper: Y. Zhou et al., "ImbSAM: A Closer Look at Sharpness-Aware Minimization in Class-Imbalanced Recognition",
 ICCV 2023, https://arxiv.org/abs/2308.07815
-Implements: the class-aware objective ``L_head(theta) + L_tail(theta + rho g_tail / |g_tail|)``, tail ``n_c < eta``.
+Implements: method section, the class-aware objective ``L_head(theta) + L_tail(theta + rho g_tail / |g_tail|)`` with the
+tail ``n_c < eta``.
 Source: written from the paper.
 Differs from the paper / official code: ``variant='paper'`` divides both sums by the batch size, so that rho = 0 is the
 base optimizer; 'released' also doubles the tail's, as the authors' repository does; 'group_mean' takes each part's mean
@@ -21,18 +22,19 @@ VARIANTS = ('paper', 'released', 'group_mean')
 
 @register_optimizer('imbsam', paper='Zhou et al., ICCV 2023', needs=('class_counts',))
 class ImbSAM(HeadTail):
-    """Sharpness-aware minimization of the tail classes around any optimizer of timm.
+    """Sharpness-aware minimization of the tail classes around any optimizer of timm (Zhou et al. 2023, method section).
 
-    With BatchNorm two forward and three backward passes per step; without, the tail's samples pass twice and the others
-    once. A batch without tail samples is a plain step, one without head samples a SAM step. Two extra copies of the
-    parameters (the head's gradient and the saved weights).
+    The step follows ``grad L_head(theta) + grad L_tail(theta + rho g_tail / |g_tail|)``. With BatchNorm it takes two
+    forward and three backward passes; without, the tail's samples pass twice and the others once. A batch without tail
+    samples is a plain step, one without head samples a SAM step. Memory: two extra copies of the parameters, the head's
+    gradient and the saved weights.
 
     Args:
         params: Parameters or groups.
         class_counts: Training images per class, (C,), each >= 1.
         rho: Radius of the tail's perturbation, in parameter norm, >= 0; 0 switches it off. The paper uses 0.05.
         eta: Classes with fewer training images are tail. The paper's repository uses 20, SSE-SAM's comparison 100.
-        variant: How the parts are weighed: 'paper', 'released' or 'group_mean', see above.
+        variant: Weights of the parts: 'paper', 'released' or 'group_mean', see the head of the module.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 
     Examples:

@@ -1,12 +1,12 @@
-"""SSE-SAM: head and tail classes escape saddle points with radii of their own, the head in the first stage only.
+"""SSE-SAM: head and tail classes are perturbed with separate radii, the head in the first stage only.
 
 Paper: X. Lyu et al., "SSE-SAM: Balancing Head and Tail Classes Gradually through Stage-Wise SAM", AAAI 2025,
 https://arxiv.org/abs/2412.13715
-Implements: ``L_head(theta + eps_h) + L_tail(theta + eps_t)``, each part perturbed along its own gradient with its own
-radius; from epoch ``stage * num_epochs`` on the head's radius is 0.
+Implements: method section, ``L_head(theta + eps_h) + L_tail(theta + eps_t)``, each part perturbed along its gradient by
+its radius. From epoch ``stage * num_epochs`` on the head's radius is 0.
 Source: written from the paper.
-Differs from the paper / official code: no; both sums are divided by the batch size, as in the released optimizer. The
-stage is part of the checkpoint; the released class keeps none.
+Differs from the paper / official code: no; both sums are divided by the batch size, as in the released optimizer, also
+for batches without head or tail. Checkpoints hold the stage, which the released class does not save.
 """
 
 from typing import Any
@@ -19,18 +19,19 @@ from ._head_tail import HeadTail
 
 @register_optimizer('ssesam', paper='Lyu et al., AAAI 2025', needs=('class_counts',))
 class SSESAM(HeadTail):
-    """Stage-wise sharpness-aware minimization of head and tail classes around any optimizer of timm.
+    """Stage-wise sharpness-aware minimization around any optimizer of timm (Lyu et al. 2025, method section).
 
-    With BatchNorm three forward and four backward passes per step before the switch, two and three after it; without,
-    every sample passes twice. Two extra copies of the parameters. The switch needs ``set_epoch(epoch, num_epochs)``;
-    until the number of epochs is known the first stage holds.
+    The step follows ``grad L_head(theta + eps_h) + grad L_tail(theta + eps_t)``. With BatchNorm it takes three forward
+    and four backward passes before the switch, two and three after it; without, every sample passes twice. Memory: two
+    extra copies of the parameters. The switch needs ``set_epoch(epoch, num_epochs)``; until the number of epochs is
+    known the first stage holds.
 
     Args:
         params: Parameters or groups.
         class_counts: Training images per class, (C,), each >= 1.
         rho_head: Radius of the head's perturbation in the first stage, >= 0. The paper uses 0.05.
         rho_tail: Radius of the tail's perturbation, >= 0. The paper uses 0.1.
-        stage: Share of the epochs after which the head is perturbed no more, in [0, 1]. The paper uses 0.7.
+        stage: Share of the epochs in which the head is perturbed, in [0, 1]. The paper uses 0.7.
         eta: Classes with fewer training images are tail. The paper uses 100.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 

@@ -1,9 +1,9 @@
 """CC-SAM: class-conditional sharpness-aware minimization, first stage.
 
 Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
-Implements: for each class c present the perturbation ``eps_c = scale * sqrt(k) * rho_c * g_c / |g_c|`` of the
-classifier w, with g_c the gradient of the mean loss of its samples, k = dim(w) and
-``rho_c = (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``, and the loss
+Implements: method section, first stage. Each class c in the batch has the perturbation
+``eps_c = scale * sqrt(k) * rho_c * g_c / |g_c|`` of the classifier w, with g_c the gradient of the mean loss of its
+samples, k = dim(w) and ``rho_c = (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``. The loss is
 ``(1 - perturbed_share) * clean + perturbed_share * (1/B) sum_c sum_{i in c} l_i(w + eps_c)``.
 Source: written from the equations; the closed form for the classifier is in ``perturbations.py``.
 Differs from the paper / official code: n_c = 1 counts as 2 (0 is divided by there); a class without gradient is not
@@ -37,13 +37,13 @@ from .unmixed import UnmixedClosure
 class CCSAM(SharpnessAware):
     """Class-conditional sharpness-aware minimization around any optimizer of timm (Zhou et al. 2023, first stage).
 
-    With the classifier as the perturbed part (the default) a step is one forward and one backward pass: the perturbed
-    losses of all classes come in closed form from the features of that forward. A window of several micro-batches takes
-    one forward pass more, because class means are over the whole window. Other layers take a backward
-    and a further pass for each class in the batch, and hold the gradients of those classes at the same time.
+    By default the classifier is perturbed. A step then is one forward and one backward pass, because the perturbed
+    losses of all classes follow in closed form from the features. A window of several micro-batches takes one more
+    forward pass, because class means are over the whole window. Other layers take a backward and a further pass for
+    each class in the batch, and hold the gradients of those classes at the same time.
 
-    Under mixup (soft targets) the clean loss is that of the soft targets, the perturbed one that of the unmixed labels
-    on the mixed images, as published. Under DDP class means are over the joint batch.
+    Under mixup (soft targets) the clean loss is of the soft targets, and the perturbed loss of the unmixed labels on
+    the mixed images, as published. Under DDP class means are over the joint batch.
 
     Args:
         params: Parameters or groups.

@@ -1,4 +1,4 @@
-"""Checks of what a sharpness-aware optimizer is called with."""
+"""Checks of the arguments of a step, and of the logits that it produced."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""The loss of one batch, as an optimizer may ask for it: whole, or in parts, on as many passes as it needs."""
+"""The loss of one batch or of one window of micro-batches, as a whole or in parts, in any number of passes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -303,7 +303,7 @@ class BatchClosure:
         if differentiable:
             input.requires_grad_()
         with torch.set_grad_enabled(differentiable), self.forward_context(False):
-            # the model may write into what it is given
+            # the model may write into its input
             logits = logits_of(self.module(input.clone() if differentiable else input))[0].float().flatten()
             if not logits.requires_grad:
                 return False

@@ -1,4 +1,4 @@
-"""Whether the samples of a batch influence each other, so that a batch cannot pass in pieces."""
+"""A probe for layers that mix samples, with which a batch cannot pass in pieces."""
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm

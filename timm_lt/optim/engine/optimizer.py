@@ -54,20 +54,21 @@ class SharpnessAware(OptimizerWrapper):
         every: Perturb at each ``every``-th step only, and take plain steps between; approximate and cheaper if > 1.
         start_epoch: Perturb from this epoch on; before it, plain steps; approximate and cheaper if > 0.
         layers: Wildcard or wildcards of the parameter names that are perturbed, e.g. ``'layer4*'``, or
-            ``'classifier'`` for the model's classifier; approximate. None: all. Parameters added later count too.
+            ``'classifier'`` for the model's classifier; approximate. None: all. Parameters added later are included.
         exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
-        rho_schedule: How the radius moves over the epochs: 'constant', 'linear' or 'cosine'.
+        rho_schedule: Course of the radius over the epochs: 'constant', 'linear' or 'cosine'.
         rho_end: Radius at the last epoch, as a share of the radius at the first.
         local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
             joint gradient.
         adaptive: Measure the radius relative to the size of each parameter, ``eps = rho T^2 g / |T g|`` with
             ``T = |theta|``, as ASAM does; wants a radius some ten times as large. For methods with the perturbation
             ``rho g / |g|`` only.
-        batchnorm: How the further passes of a part treat BatchNorm in training mode. 'batch': the whole batch passes
-            and the loss of the part counts; exact. 'stacked': one further pass for all parts, each sample under the
-            weights of its part, normalised by estimated statistics of the batch under them; approximate and cheaper
-            (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the parts.
-            Without layers that mix samples (GroupNorm, LayerNorm) only the part's samples run again; this is exact.
+        batchnorm: Treatment of BatchNorm in training mode by the further passes of a part. 'batch': the whole batch
+            passes and the loss of the part counts; exact. 'stacked': one further pass for all parts, each sample under
+            the weights of its part, normalised by estimated statistics of the batch under them; approximate and
+            cheaper (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
+            parts. Without layers that mix samples (GroupNorm, LayerNorm) only the part's samples run again; this is
+            exact.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
@@ -112,7 +113,7 @@ class SharpnessAware(OptimizerWrapper):
         base_optimizer = create_base(type(self), params, base, base_options)
         super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
 
-    # What a method defines
+    # Defined by a method
 
     def part_weights(self, labels: Tensor) -> Tensor:
         """Weight of each sample in each part, (P, B), on the CPU; class-aware methods only.
@@ -163,12 +164,13 @@ class SharpnessAware(OptimizerWrapper):
     def parameters_changed(self) -> None:
         """Called when the model, its classifier or the parameters of this optimizer have changed."""
 
-    # Told by the training loop
+    # Called by the training loop
 
     def attach(self, model: nn.Module) -> None:
-        """Tell the optimizer its model, for the names of parameters and for the buffers that passes must not change.
+        """Tell the optimizer its model, for the names of parameters and for the buffers that it protects in a step.
 
-        A :class:`BatchClosure` does this by itself; a plain closure does not, and then the buffers are not protected.
+        A :class:`BatchClosure` does this by itself. A plain closure does not, so that without this call a step may
+        change the buffers twice.
         """
         self.model, ddp, _ = unwrap_model(model)
         if ddp is not None:

@@ -1,4 +1,4 @@
-"""When a method perturbs, and how its radius moves over the epochs."""
+"""The steps that a method perturbs, and the course of its radius over the epochs."""
 
 import math
 
@@ -27,7 +27,7 @@ def radius_factor(schedule: str, end: float, epoch: int, num_epochs: int | None)
 
 
 def start_epoch_problem(start_epoch: float, num_epochs: int) -> str | None:
-    """Why no step of a run is perturbed, because of ``start_epoch``; None if some step is."""
+    """The reason if ``start_epoch`` leaves no step of a run perturbed, else None."""
     if start_epoch < num_epochs:
         return None
     return (
@@ -36,7 +36,7 @@ def start_epoch_problem(start_epoch: float, num_epochs: int) -> str | None:
 
 
 def steps_problem(every: int, start_epoch: float, num_epochs: int, steps_per_epoch: int) -> str | None:
-    """Why at most one step of a run is perturbed, because of ``every``; None if several are."""
+    """The reason if ``every`` leaves at most one step of a run perturbed, else None."""
     first, end = math.ceil(start_epoch) * steps_per_epoch, num_epochs * steps_per_epoch
     perturbed = -(-end // every) - -(-first // every)
     if every == 1 or first >= end or perturbed > 1:

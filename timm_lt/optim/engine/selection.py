@@ -1,4 +1,4 @@
-"""Which parameters a method may perturb: the options ``layers`` and ``exclude_norm_bias``."""
+"""The parameters that a method may perturb: the options ``layers`` and ``exclude_norm_bias``."""
 
 import operator
 import warnings

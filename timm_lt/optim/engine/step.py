@@ -1,4 +1,4 @@
-"""The one function by which a training loop steps any optimizer."""
+"""The functions with which a training loop steps any optimizer."""
 
 from typing import Any, NamedTuple
 
@@ -37,9 +37,9 @@ def optimizer_step(
 ) -> StepResult:
     """Compute gradients, unscale and clip the final ones once, step, clear them, settle the loss's statistics.
 
-    A step that the gradient scaler skips changes nothing but the loss scale: neither weights, buffers, statistics of
-    the loss nor the optimizer's own state; hold the scheduler and the moving average of the weights on ``skipped``.
-    Works for any optimizer: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
+    A step that the gradient scaler skips changes the loss scale alone: not the weights, buffers, statistics of the loss
+    or the state of the optimizer. Do not step the scheduler and the moving average of the weights if ``skipped``. Any
+    optimizer works: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
 
     Args:
         optimizer: The optimizer.

@@ -1,7 +1,7 @@
 """GSA: grouped sharpness-aware minimization.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026.
-Implements: for groups of classes k, with ``L_k = (1/B) sum_(i in k) l_i``, the direction
+Implements: Eq. (16) and its terms: for groups of classes k, with ``L_k = (1/B) sum_(i in k) l_i``, the direction
 ``h_k = g_k - (g_k . g / |g|^2) g``, the radius ``rho_k = (|theta| / (2 |h_k|))^1/2 d^-1/4 (n_k - 1)^-1/4``, the
 perturbation ``eps_k = Z sqrt(d) rho_k h_k / |h_k|`` and the step with ``sum_k grad L_k(theta + eps_k)``; with a
 penalty, ``alpha sum_k grad L_k(theta + eps_k) + (1 - alpha) grad L_gkp``.
