@@ -18,7 +18,7 @@ from timm_lt.hub.card import write_card
 from timm_lt.training import build
 from timm_lt.training.config import METADATA, ConfigError, load_config, parse_args, to_yaml
 from timm_lt.training.correction import check_correction, fit_correction
-from timm_lt.training.data import DataParts, build_loaders, gkp_loader
+from timm_lt.training.data import DataParts, build_augmentation, build_loaders, gkp_loader
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.run import build_trainer, make_accelerator
 
@@ -65,6 +65,21 @@ def test_recipe_names_source_for_its_figure_and_seed_and_data(name):
     else:  # said in the head of the file
         head = ''.join(line for line in (FOLDER / name).read_text().splitlines() if line.startswith('#'))
         assert 'none is aimed at' in head or 'not read' in head
+
+
+@pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
+def test_cutout_is_black_where_a_published_pipeline_is_reproduced(name):
+    args = options_of(name)
+    assert not args.cutout or args.cutout_fill == ('mean' if name.endswith('-ours.yaml') else 'black')
+
+
+def test_options_reach_the_augmentation():
+    args = options_of('cifar10_lt-bcl.yaml', '--gaussian-blur-prob', '0.3', '--aa', 'trivial')
+    config = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear'}
+    augmentation = build_augmentation(args, config, made_parts(3).train)
+    assert augmentation.batchwise and augmentation.cutout == 16
+    assert (augmentation.cutout_fill, augmentation.gaussian_blur_prob, augmentation.auto_augment) == (
+        'black', 0.3, 'trivial')
 
 
 @pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
