@@ -264,6 +264,15 @@ def test_resized_crops_have_the_areas_and_ratios_of_timm():
             assert abs(mine.min() - reference.min()) <= 3 and abs(mine.max() - reference.max()) <= 3
 
 
+@pytest.mark.parametrize('kind,axis', [('hflip', 3), ('vflip', 2)])
+def test_resized_crops_are_mirrored(images, kind, axis):
+    def make(probability):
+        augmentation = Augmentation(SIZE, MEAN, STD, crop_mode='rrc', hflip=0.)
+        return dataclasses.replace(augmentation, **{kind: probability}).batch_augment(0, whole=True)(images, 0, 0)
+
+    assert torch.equal(make(1.), make(0.).flip(axis))
+
+
 @pytest.mark.parametrize('changes', [dict(), dict(auto_augment='cifar10', cutout=8), dict(input_size=(1, 32, 32))])
 def test_three_views_of_whole_batches_are_those_of_single_images(changes):
     channels = changes.get('input_size', (3,))[0]

@@ -132,6 +132,14 @@ def test_rand_augment_chooses_operations_and_magnitudes_as_timm(config):
     assert np.std(mine) == pytest.approx(np.std(magnitudes), abs=0.5)
 
 
+@pytest.mark.parametrize('config,most', [('rand-m10-mstd3', 30.), ('rand-m10-mstd8-mmax20', 60.)])
+def test_magnitude_with_noise_stays_in_its_range(config, most):
+    reference = timm_policies.rand_augment_transform(config, {'interpolation': 2})
+    names, arguments = draw(batch_form(reference), 2_000)
+    degrees = [abs(a) for row, values in zip(names, arguments) for n, a in zip(row, values) if n == 'Rotate']
+    assert max(degrees) == most and 0 <= min(degrees) < most / 2
+
+
 def test_weighted_choice_takes_no_operation_twice():
     reference = timm_policies.rand_augment_transform('rand-m8-n3-p1-tweights-inc1', {'interpolation': 2})
     names, _ = draw(batch_form(reference), 500)
