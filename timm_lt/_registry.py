@@ -125,18 +125,30 @@ register_posthoc = POSTHOC.register
 
 def call_factory(info: MethodInfo, kind: str, *args: Any, **kwargs: Any) -> Any:
     """Build a method; an option that its constructor lacks, or needs and did not get, is a TypeError that names it."""
-    target = info.factory.__init__ if inspect.isclass(info.factory) else info.factory
-    parameters = inspect.signature(target).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        options = [n for n in parameters if n != 'self']
-        for key in kwargs:
-            if key not in options:
-                known = ', '.join(repr(n) for n in options)
-                raise TypeError(f'{kind} {info.name!r} has no option {key!r}; its options are {known}')
+    parameters, takes_any = _constructor_parameters(info.factory)
+    for key in kwargs:
+        if key not in parameters and not takes_any:
+            known = ', '.join(repr(n) for n in parameters)
+            raise TypeError(f'{kind} {info.name!r} has no option {key!r}; its options are {known}')
     for name, p in parameters.items():
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty and name not in kwargs:
             raise TypeError(f'{kind} {info.name!r} needs {name}: pass {name}=..., see {info.factory.__qualname__}')
     return info.factory(*args, **kwargs)
+
+
+def _constructor_parameters(factory: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Parameters by name, those that ``**options`` hands to a base class included, and whether any name is taken."""
+    functions: list[Callable] = [factory]
+    if inspect.isclass(factory):
+        functions = [cls.__dict__['__init__'] for cls in factory.__mro__ if '__init__' in cls.__dict__]
+    parameters: dict[str, inspect.Parameter] = {}
+    for function in functions:
+        own = inspect.signature(function).parameters
+        named = {n: p for n, p in own.items() if n != 'self' and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        parameters = {**named, **parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            return parameters, False
+    return parameters, True
 
 
 def import_siblings(package: str) -> list[str]:

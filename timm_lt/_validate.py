@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ._labels import read_counts
+
 REDUCTIONS = ('mean', 'none', 'sum')
 
 
@@ -24,14 +26,17 @@ def check_class_counts(
         num_classes: int | None = None,
         *,
         min_count: int = 1,
+        class_names: Sequence[str] | None = None,
         who: str = '',
 ) -> torch.Tensor:
     """Return the counts as an int64 CPU tensor of shape (C,).
 
     Args:
-        class_counts: Training images per class: a sequence or tensor of whole numbers, or a ``ClassDistribution``.
+        class_counts: Training images per class: whole numbers in label order, a ``ClassDistribution``, or counts that
+            carry their labels, see :func:`timm_lt._labels.read_counts`.
         num_classes: Required length, not checked if None.
         min_count: Smallest count allowed for a class.
+        class_names: Names in label order, for counts by name.
         who: What asks for the counts, for the message.
 
     Raises:
@@ -43,19 +48,11 @@ def check_class_counts(
         raise TypeError(
             f'{prefix}class_counts is missing; pass the number of training images of each class, '
             f'e.g. class_counts=ClassDistribution.from_targets(targets).counts')
-    class_counts = getattr(class_counts, 'counts', class_counts)
-    try:
-        counts = torch.as_tensor(class_counts).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f'{prefix}class_counts must be a sequence of whole numbers, got {class_counts!r}') from e
+    if isinstance(getattr(class_counts, 'counts', None), torch.Tensor):  # a ClassDistribution
+        class_counts = class_counts.counts
+    counts = read_counts(class_counts, num_classes, class_names, f'{prefix}class_counts')
     if counts.ndim != 1 or counts.numel() == 0:
         raise ValueError(f'{prefix}class_counts must be one-dimensional and not empty, got shape {tuple(counts.shape)}')
-    if counts.is_floating_point():
-        if not torch.equal(counts, counts.round()):
-            raise ValueError(f'{prefix}class_counts must be whole numbers, got {counts.tolist()[:8]}')
-    elif counts.dtype == torch.bool or counts.is_complex():
-        raise TypeError(f'{prefix}class_counts must be whole numbers, got dtype {counts.dtype}')
-    counts = counts.to(torch.int64)
     if num_classes is not None and counts.numel() != num_classes:
         raise ValueError(f'{prefix}class_counts has {counts.numel()} entries, but there are {num_classes} classes')
     low = (counts < min_count).nonzero().flatten().tolist()

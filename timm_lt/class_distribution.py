@@ -1,13 +1,14 @@
 """How many training images each class has, and what follows from it: the one object that all parts share."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._labels import check_label_range, read_labels
 from ._validate import check_class_counts, check_option, check_range
 
 SPLIT_RULES = ('gt100_lt20', 'ge100_le20')
@@ -19,7 +20,9 @@ class ClassDistribution:
 
     Args:
         class_counts: Images per class, (C,), each >= 0; a class with none is allowed here and refused by the losses.
-        class_names: Names of the classes, C of them, or None.
+            Counts that carry their labels are read by label: a mapping, a ``collections.Counter``, a pandas Series such
+            as ``value_counts()`` gives (labels that are names need ``class_names``), timm's class statistics.
+        class_names: Names of the classes in label order, C of them, or None.
 
     Examples:
         >>> dist = ClassDistribution.from_targets([0, 0, 0, 1, 1, 2])
@@ -28,8 +31,10 @@ class ClassDistribution:
     """
 
     def __init__(self, class_counts: Any, class_names: Iterable[str] | None = None) -> None:
-        self.counts: Tensor = check_class_counts(class_counts, min_count=0)
+        if class_names is None and isinstance(class_counts, Mapping):
+            class_names = class_counts.get('class_names') if 'pos_counts' in class_counts else None
         self.class_names = None if class_names is None else [str(n) for n in class_names]
+        self.counts: Tensor = check_class_counts(class_counts, min_count=0, class_names=self.class_names)
         if not self.num_samples:
             raise ValueError(f'no class has an image: the counts of all {self.num_classes} classes are 0')
         if self.class_names is not None and len(self.class_names) != self.num_classes:
@@ -45,32 +50,20 @@ class ClassDistribution:
         """Count labels.
 
         Args:
-            targets: Labels of the training images, (N,), each in [0, C).
+            targets: Labels of the training images, (N,), each in [0, C), of any integer type; see
+                :func:`timm_lt._labels.read_labels`.
             num_classes: C; None takes the largest label + 1 (or the number of names).
             class_names: Names of the classes.
 
         Raises:
             ValueError: If there is no label, a label is outside [0, C), or labels are not whole numbers.
         """
-        if not isinstance(targets, Tensor):
-            targets = targets if hasattr(targets, '__array__') else list(targets)
-            try:
-                targets = torch.as_tensor(targets)
-            except (TypeError, ValueError) as e:
-                raise ValueError(f'targets must be whole numbers, got e.g. {list(targets)[:3]}') from e
-        targets = targets.detach().cpu()
-        if targets.ndim != 1 or targets.numel() == 0:
-            raise ValueError(f'targets must be one-dimensional and not empty, got shape {tuple(targets.shape)}')
-        if targets.is_floating_point() or targets.dtype == torch.bool:
-            raise ValueError(f'targets must be whole numbers, got dtype {targets.dtype}')
+        targets = read_labels(targets)
         class_names = None if class_names is None else list(class_names)
         if num_classes is None:
             num_classes = len(class_names) if class_names else int(targets.max()) + 1
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f'labels must be in [0, {num_classes - 1}] for {num_classes} classes, got labels from {low} to {high}')
-        return cls(torch.bincount(targets.to(torch.int64), minlength=num_classes), class_names)
+        check_label_range(targets, num_classes)
+        return cls(torch.bincount(targets, minlength=num_classes), class_names)
 
     @classmethod
     def from_dataset(cls, dataset: Any, num_classes: int | None = None) -> 'ClassDistribution':
@@ -99,15 +92,9 @@ class ClassDistribution:
             raise ValueError(
                 f"class-stats file {path} needs a 'pos_counts' list and 'num_samples', as timm writes them")
         try:
-            distribution = cls(stats['pos_counts'], stats.get('class_names'))
+            return cls(stats)
         except (TypeError, ValueError) as e:
             raise ValueError(f'class-stats file {path}: {e}') from e
-        num_samples = stats.get('num_samples', distribution.num_samples)
-        if num_samples != distribution.num_samples:
-            raise ValueError(
-                f'class-stats file {path}: pos_counts add up to {distribution.num_samples}, but num_samples is '
-                f'{num_samples}; it describes images with several labels (or none), which have no class sizes')
-        return distribution
 
     def to_dict(self) -> dict[str, Any]:
         """timm's class-stats entries, with the class names where known."""
@@ -138,7 +125,7 @@ class ClassDistribution:
     def imbalance_ratio(self) -> float:
         """Largest over smallest class size, >= 1; classes without images are left out."""
         present = self.counts[self.counts > 0]
-        return float(present.max() / present.min())
+        return int(present.max()) / int(present.min())
 
     @property
     def empty_classes(self) -> list[int]:
@@ -189,8 +176,8 @@ class ClassDistribution:
         """Group of each class, (C,), int64: classes by size, cut into ``num_groups`` even groups, 0 the largest."""
         check_option('num_groups', num_groups, range(1, self.num_classes + 1))
         order = torch.argsort(self.counts, descending=True, stable=True)
-        groups = torch.empty(self.num_classes, dtype=torch.int64)
-        groups[order] = torch.arange(self.num_classes) * num_groups // self.num_classes
+        groups = torch.empty(self.num_classes, dtype=torch.int64, device='cpu')
+        groups[order] = torch.arange(self.num_classes, device='cpu') * num_groups // self.num_classes
         return groups
 
     def __eq__(self, other: object) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._labels import read_labels
 from .._validate import check_option
 from .reading import ImageReadError, image_name, read_sample
 from .targets import get_class_names, get_targets
@@ -48,7 +49,7 @@ class InMemoryImages(Dataset):
             raise ValueError(
                 f'images must be (N, 1 or 3, H, W) and uint8, got {tuple(images.shape)}, {images.dtype}')
         self.images = images
-        self.targets = torch.as_tensor(targets, dtype=torch.int64, device='cpu')
+        self.targets = read_labels(targets)
         if self.targets.shape != images.shape[:1]:
             raise ValueError(f'{len(images)} images need as many targets, got shape {tuple(self.targets.shape)}')
         self.class_names = class_names

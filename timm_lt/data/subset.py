@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from .._labels import read_labels, whole_numbers
 from .._validate import check_option, check_range
 from .reading import image_name, read_sample
 from .targets import get_class_names, get_targets
@@ -51,7 +52,7 @@ class ImageSubset(Subset):
         targets, class_names = get_targets(dataset), get_class_names(dataset)
         if indices is None:
             indices = range(len(dataset))
-        chosen = torch.as_tensor(indices, dtype=torch.int64, device='cpu')
+        chosen = whole_numbers(indices, 'indices')
         if chosen.ndim != 1:
             raise ValueError(f'indices must be one-dimensional, got shape {tuple(chosen.shape)}')
         if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(dataset)):
@@ -61,8 +62,8 @@ class ImageSubset(Subset):
         self.class_names = class_names
         self.found = getattr(dataset, 'found', None)
         # one level only, so that the copy below reaches the transform; a subset that changes its samples stays
-        while type(dataset).__getitem__ in (Subset.__getitem__, ImageSubset.__getitem__):
-            chosen = torch.as_tensor(dataset.indices, dtype=torch.int64, device='cpu')[chosen]
+        while getattr(type(dataset), '__getitem__', None) in (Subset.__getitem__, ImageSubset.__getitem__):
+            chosen = whole_numbers(dataset.indices, 'indices')[chosen]
             dataset = dataset.dataset
         super().__init__(copy.copy(dataset), chosen.tolist())
 
@@ -213,7 +214,7 @@ def split_indices(
         ValueError: If ``fraction`` is out of range.
     """
     check_range('fraction', fraction, 0, 1, low_open=True, high_open=True)
-    targets = torch.as_tensor(targets, dtype=torch.int64, device='cpu')
+    targets = read_labels(targets)
     held_out = torch.zeros(len(targets), dtype=torch.bool, device='cpu')
     for c in targets.unique().tolist():
         images = _shuffled(targets, c, seed)

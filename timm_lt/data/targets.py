@@ -1,29 +1,32 @@
-"""Labels and class names of a dataset, read without decoding an image."""
+"""Labels and class names of a dataset, read without decoding its images."""
 
 import logging
+import numbers
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
+from .._labels import read_labels, whole_numbers
 from .seeding import seeded
-
-_logger = logging.getLogger(__name__)
-
-# classes whose samples have the labels that their attributes say
-KNOWN_PACKAGES = ('torch', 'torchvision', 'timm', 'timm_lt')
-PROBES = 64  # samples that are compared besides one of each class
 
 __all__ = ['get_class_names', 'get_targets']
 
+_logger = logging.getLogger(__name__)
+
+KNOWN_PACKAGES = ('timm', 'timm_lt', 'torch', 'torchvision')  # their items have the labels that their attributes say
+PROBED_CLASSES = PROBED_PLACES = 32  # items of other datasets that are compared with the labels found
+
 
 def get_targets(dataset: Any) -> Tensor:
-    """Label of every image of a map-style dataset, without decoding an image.
+    """Label of every item of a map-style dataset, that which ``dataset[i]`` gives, without decoding all images.
 
     Known are the datasets of this package, of timm (folders, tar files, ``hfds/...``) and of torchvision, subsets and
-    concatenations of them, and anything with an attribute ``targets``.
+    concatenations of them, and anything with an attribute ``targets``. A dataset of another type may renumber what it
+    wraps: at most 64 of its items are compared with the labels found. If one has another label, a warning says so, and
+    all items are read.
 
     Args:
         dataset: Map-style dataset of (image, label).
@@ -33,78 +36,44 @@ def get_targets(dataset: Any) -> Tensor:
 
     Raises:
         TypeError: If the dataset streams, or its labels cannot be read without its images.
-        ValueError: If an image has no label or labels are not whole numbers.
+        ValueError: If an item has no label, or labels are not whole numbers.
     """
     if isinstance(dataset, IterableDataset):
         raise TypeError(
             f'{type(dataset).__name__} streams its images; class counts and samplers need a map-style dataset: '
             f"use 'hfds/...' instead of 'hfids/...', or a folder")
-    targets = _known_targets(dataset)
-    return _checked(dataset, targets) if _may_renumber(dataset) else targets
+    targets = _find_targets(dataset)
+    return targets if _has_known_items(dataset) else _as_items_say(dataset, targets)
 
 
-def _known_targets(dataset: Any) -> Tensor:
-    own = not isinstance(dataset, Subset | ConcatDataset) or _has_own_targets(dataset)
-    if not own and isinstance(dataset, Subset):
-        return get_targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64, device='cpu')]
-    if not own:
+def _find_targets(dataset: Any) -> Tensor:
+    who, own = type(dataset).__name__, vars(dataset).get('targets') if hasattr(dataset, '__dict__') else None
+    if isinstance(dataset, Subset) and own is None:
+        return get_targets(dataset.dataset)[whole_numbers(dataset.indices, f'indices of {who}')]
+    if isinstance(dataset, ConcatDataset) and own is None:
         return torch.cat([get_targets(d) for d in dataset.datasets])
     targets = _raw_targets(dataset)
     if targets is None:
         raise TypeError(
-            f'the labels of {type(dataset).__name__} cannot be read without its images; '
+            f'the labels of {who} cannot be read without its images; '
             f'give it an attribute `targets` with the label of every image')
     transform = getattr(dataset, 'target_transform', None)
     if transform is not None:
         targets = [transform(t) for t in _as_list(targets)]
-    return _as_labels(targets, type(dataset).__name__)
+    if not hasattr(targets, '__array__'):
+        targets = list(targets)
+        if not targets:
+            raise ValueError(f'{who} has no images')
+        missing = sum(t is None for t in targets)
+        if missing:
+            raise ValueError(f'{who}: {missing} of {len(targets)} images have no label')
+    return read_labels(targets, f'the labels of {who}', allow_empty=True)
 
 
-def _has_own_targets(dataset: Any) -> bool:
-    """A subset or concatenation of a user's class that says its labels itself."""
-    return not _is_known(type(dataset)) and getattr(dataset, 'targets', None) is not None
-
-
-def _is_known(kind: type) -> bool:
-    return kind.__module__.split('.')[0] in KNOWN_PACKAGES
-
-
-def _may_renumber(dataset: Any) -> bool:
-    """Whether a user's class gives samples of another dataset, perhaps under other labels."""
-    kind = type(dataset)
-    owner = next((c for c in kind.__mro__ if '__getitem__' in vars(c)), None)
-    if owner is None or _is_known(owner):
-        return False
-    if any(_is_known(c) and '__getitem__' in vars(c) for c in kind.__mro__ if c is not Dataset):
-        return not _has_own_targets(dataset) or not isinstance(dataset, Subset | ConcatDataset)
-    return _raw_targets(dataset, wrapped=False) is None
-
-
-def _checked(dataset: Any, targets: Tensor) -> Tensor:
-    """``targets`` if samples have these labels: one of each class and a few more; else the labels of all samples."""
-    first = np.unique(targets.numpy(), return_index=True)[1].tolist()
-    spread = np.linspace(0, len(targets) - 1, min(PROBES, len(targets))).astype(int).tolist()
-    with seeded((0,)):
-        if all(_label(dataset, i) in (None, int(targets[i])) for i in {*first, *spread}):
-            return targets
-        _logger.warning(
-            '%s gives other labels than the dataset that it wraps; all %d samples are read for their labels. An '
-            'attribute `targets` makes this unnecessary.', type(dataset).__name__, len(targets))
-        labels = [dataset[i][1] for i in range(len(targets))]
-    return _as_labels([int(label) if isinstance(label, Tensor) else label for label in labels], type(dataset).__name__)
-
-
-def _label(dataset: Any, index: int) -> int | None:
-    """Label that a dataset gives; None where the sample cannot be read."""
-    try:
-        return int(dataset[index][1])
-    except Exception:  # noqa: BLE001  images are checked elsewhere
-        return None
-
-
-def _raw_targets(dataset: Any, wrapped: bool = True) -> Any:
-    """Labels as the dataset keeps them, with ``wrapped`` also those of the dataset that it wraps; or None."""
+def _raw_targets(dataset: Any) -> Any:
     reader = getattr(dataset, 'reader', None)
+    if hasattr(dataset, 'loader') and _has_known_items(dataset) and hasattr(dataset, 'samples'):
+        return [sample[1] for sample in dataset.samples]  # torchvision's folders read these, not `targets`
     for holder in (dataset, reader):
         # torchvision: targets, or labels (SVHN), or _labels (Food101, Flowers102, ...)
         for name in ('targets', 'labels', '_labels'):
@@ -118,8 +87,8 @@ def _raw_targets(dataset: Any, wrapped: bool = True) -> Any:
         if samples is not None and len(samples) == len(dataset):
             return [sample[1] for sample in samples]
     inner = getattr(dataset, 'dataset', None)
-    if wrapped and inner is not None and hasattr(inner, '__len__') and len(inner) == len(dataset):
-        return get_targets(inner)
+    if inner is not None and hasattr(inner, '__len__') and len(inner) == len(dataset):
+        return get_targets(inner)  # a wrapper that changes images only
     return None
 
 
@@ -139,26 +108,51 @@ def _as_list(targets: Any) -> list:
     return targets.tolist() if hasattr(targets, 'tolist') else list(targets)
 
 
-def _as_labels(targets: Any, who: str) -> Tensor:
-    if isinstance(targets, Tensor):
-        targets = targets.detach().cpu().numpy()  # numpy compares integers of every type
-    elif not isinstance(targets, np.ndarray):
-        targets = list(targets)
-        if not targets:
-            raise ValueError(f'{who} has no images')
-        missing = sum(t is None for t in targets)
-        if missing:
-            raise ValueError(f'{who}: {missing} of {len(targets)} images have no label')
-        try:
-            targets = np.asarray([t.item() if isinstance(t, Tensor | np.generic) else t for t in targets])
-        except (TypeError, ValueError) as e:
-            raise ValueError(f'{who}: labels must be whole numbers, got e.g. {targets[:3]}') from e
-    if targets.ndim != 1 or targets.dtype.kind not in 'iu':
-        raise ValueError(
-            f'{who}: labels must be one whole number per image, got shape {targets.shape}, {targets.dtype}')
-    if targets.size and int(targets.max()) > np.iinfo(np.int64).max:
-        raise ValueError(f'{who}: labels must be below 2**63, got {targets.max()} ({targets.dtype})')
-    return torch.from_numpy(targets.astype(np.int64))
+# Datasets of other types: are the labels found those of the items?
+
+
+def _has_known_items(dataset: Any) -> bool:
+    """Whether the items of the dataset are known to have the labels that its attributes say."""
+    owner = next((c for c in type(dataset).__mro__ if '__getitem__' in vars(c)), None)
+    if owner is None:
+        return True  # there is no item to compare
+    transformed = getattr(getattr(getattr(dataset, 'reader', None), 'dataset', None), 'format', None)
+    if isinstance(transformed, dict) and transformed.get('type') == 'custom':
+        return False  # a transform of Hugging Face datasets may change labels
+    return owner.__module__.split('.')[0] in KNOWN_PACKAGES
+
+
+def _as_items_say(dataset: Any, targets: Tensor) -> Tensor:
+    """``targets`` if some items have these labels, else the labels of all items; no generator is changed."""
+    who = type(dataset).__name__
+    with seeded((0,)):
+        if len(targets) == len(dataset) and all(_has_label(dataset, i, int(targets[i])) for i in _places(targets)):
+            return targets
+        _logger.warning(
+            '%s gives other labels than its attributes, or the dataset that it wraps, say; all %d items are read for '
+            'their labels. An attribute `targets` with the labels of its items makes this unnecessary.',
+            who, len(dataset))
+        return read_labels([dataset[i][1] for i in range(len(dataset))], f'the labels of the items of {who}')
+
+
+def _places(targets: Tensor) -> list[int]:
+    """The first item of each class (of classes at even distances if there are many), and items at even distances."""
+    if not len(targets):
+        return []
+    _, first = np.unique(targets.numpy(), return_index=True)
+    classes = np.linspace(0, len(first) - 1, min(PROBED_CLASSES, len(first))).astype(int)
+    spread = np.linspace(0, len(targets) - 1, min(PROBED_PLACES, len(targets))).astype(int)
+    return sorted({int(first[c]) for c in classes} | {int(i) for i in spread})
+
+
+def _has_label(dataset: Any, index: int, label: int) -> bool:
+    """Whether an item has this label; True for an item that cannot be read, because the images are checked later."""
+    try:
+        seen = dataset[index][1]
+    except Exception:  # noqa: BLE001  whatever a user's dataset raises
+        return True
+    seen = seen.item() if isinstance(seen, Tensor | np.generic) and seen.ndim == 0 else seen
+    return isinstance(seen, numbers.Integral) and not isinstance(seen, bool) and int(seen) == label
 
 
 def get_class_names(dataset: Any) -> list[str] | None:
@@ -167,7 +161,7 @@ def get_class_names(dataset: Any) -> list[str] | None:
         own = getattr(dataset, 'class_names', None)
         return list(own) if own is not None else get_class_names(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        return get_class_names(dataset.datasets[0])
+        return _common_names([get_class_names(d) for d in dataset.datasets])
     for name in ('class_names', 'classes'):
         names = getattr(dataset, name, None)
         if names is not None and not callable(names):
@@ -178,3 +172,15 @@ def get_class_names(dataset: Any) -> list[str] | None:
             return [str(name) for name, _ in sorted(index.items(), key=lambda item: item[1])]
     inner = getattr(dataset, 'dataset', None)
     return get_class_names(inner) if inner is not None else None
+
+
+def _common_names(parts: list[list[str] | None]) -> list[str] | None:
+    """The names of the datasets of a concatenation, where one list continues all others."""
+    named = [names for names in parts if names is not None]
+    longest = max(named, key=len, default=None)
+    for names in named:
+        if names != longest[:len(names)]:
+            raise ValueError(
+                f'the datasets of a ConcatDataset number their classes differently: {names[:5]} and {longest[:5]}; '
+                f'give them one numbering, e.g. by target_transform')
+    return longest

@@ -1,6 +1,5 @@
 """A loader of timm with another sampler: ``timm.data.create_loader(..., sampler=NAME or object)``."""
 
-import inspect
 from typing import Any
 
 import torch.distributed
@@ -59,7 +58,7 @@ def with_sampler(
                          f'use num_aug_repeats=0')
     if isinstance(sampler, str):
         info = SAMPLERS.info(sampler)
-        needs = [n for n, p in inspect.signature(info.factory).parameters.items() if p.default is p.empty][1:]
+        needs = [name for name in info.needs if name != 'targets']
         if needs:
             raise TypeError(
                 f'sampler {sampler!r} needs {", ".join(needs)}, which create_loader does not know: make it yourself, '

@@ -10,7 +10,7 @@ from ._processes import world_size
 
 def images_per_class(class_counts: Sequence[int] | Tensor, share: float = 0.1, least: int = 2) -> int:
     """The cap on images per class with which at most ``share`` of all images remain, at least ``least``."""
-    counts = torch.as_tensor(class_counts)
+    counts = torch.as_tensor(class_counts, device='cpu')
     cap = least
     while int(counts.clamp(max=cap + 1).sum()) <= share * int(counts.sum()) and cap < int(counts.max()):
         cap += 1
@@ -19,10 +19,10 @@ def images_per_class(class_counts: Sequence[int] | Tensor, share: float = 0.1, l
 
 def capped_indices(targets: Tensor, cap: int, seed: int = 0) -> Tensor:
     """Positions of at most ``cap`` images of each class, drawn and put in an order by ``seed``, (N,), int64."""
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed), device='cpu')
     ranked = torch.argsort(targets[order], stable=True)
     label = targets[order][ranked]
-    place = torch.arange(len(label)) - torch.searchsorted(label, label)
+    place = torch.arange(len(label), device='cpu') - torch.searchsorted(label, label)
     # in the order of the draw again, so that the first images are mixed
     return order[ranked[place < cap].sort().values]
 

@@ -79,7 +79,9 @@ class LongTailLoss(nn.Module):
         if weight is None:
             self.class_weight = None
             return
-        weight = torch.as_tensor(weight)
+        if not isinstance(weight, Tensor):
+            double = getattr(weight, 'dtype', None) == 'float64'
+            weight = torch.as_tensor(weight, dtype=torch.float64 if double else torch.float32, device='cpu')
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         if weight.ndim != 1 or not bool(torch.isfinite(weight).all()) or bool((weight < 0).any()):
             raise ValueError(f'class_weight must be (C,), finite and >= 0, got shape {tuple(weight.shape)}')
@@ -189,8 +191,7 @@ class LongTailLoss(nn.Module):
 
     def _follow(self, device: torch.device) -> None:
         """Move the constants to the logits: torch's default device, or the user, may have put them elsewhere."""
-        moved = any(buffer is not None and buffer.device != device for buffer in self._buffers.values())
-        if moved and device.type != 'meta':
+        if any(buffer is not None and buffer.device != device for buffer in self._buffers.values()):
             self.to(device)
 
     def _check_values(self, logits: Tensor, target: Tensor) -> None:

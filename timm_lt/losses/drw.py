@@ -37,14 +37,6 @@ def drw_class_weights(class_counts, beta: float = 0.9999) -> Tensor:
     return effective_number_weights(class_counts, beta)
 
 
-def _weight_follows_logits(criterion: nn.Module, args: tuple, kwargs: dict) -> None:
-    # torch's criterion keeps no other tensor that would tell its device
-    if criterion.weight is not None:
-        logits = args[0] if args else kwargs['input']
-        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        criterion.weight = criterion.weight.to(logits.device, dtype)
-
-
 class DeferredReweighting:
     """Gives a criterion class weights from a set epoch on.
 
@@ -87,7 +79,7 @@ class DeferredReweighting:
                 f'{criterion.num_classes} classes; pass the counts that the loss was built with')
         if not self.takes_setter:
             criterion.register_buffer('weight', None, persistent=False)  # a state has none: the epoch decides
-            criterion.register_forward_pre_hook(_weight_follows_logits, with_kwargs=True)
+            criterion.register_forward_pre_hook(self._weight_follows_logits, with_kwargs=True)
 
     def set_epoch(self, epoch: int) -> None:
         """Put the weights of this epoch in force: none before ``start_epoch``."""
@@ -96,3 +88,12 @@ class DeferredReweighting:
             self.criterion.set_class_weight(weights)
         else:
             self.criterion.weight = weights
+
+    def _weight_follows_logits(self, criterion: nn.Module, args: tuple, kwargs: dict) -> None:
+        # torch's criterion has no other tensor that would tell its device, and a cast would round the weights
+        if criterion.weight is None:
+            return
+        logits = args[0] if args else kwargs['input']
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        if (criterion.weight.device, criterion.weight.dtype) != (logits.device, dtype):
+            criterion.weight = self.weights.to(logits.device, dtype)

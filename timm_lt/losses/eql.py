@@ -79,7 +79,7 @@ class EqualizationLoss(LongTailLoss):
 
     def per_sample(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.training:
-            drop = torch.rand(logits.shape, device=logits.device) < self.gamma
+            drop = torch.rand(logits.shape, dtype=torch.float32, device=logits.device) < self.gamma
         else:
             drop = torch.zeros_like(logits, dtype=torch.bool)
         return eql_loss(logits, target, self.rare, drop, reduction='none')

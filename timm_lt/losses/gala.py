@@ -136,11 +136,10 @@ class GALALoss(LongTailLoss):
         self.epsilon = check_range('epsilon', epsilon, 0, low_open=True)
         self.variant = check_option('variant', variant, VARIANTS)
         # float64: over a training run small terms are added to a large sum
-        self.register_buffer('gradient_sum', torch.zeros(num_classes, dtype=torch.float64))
-        repeated = torch.zeros(num_classes, dtype=torch.float64) if variant == 'released' else None
-        self.register_buffer('repeated_sum', repeated)
-        # the last entry counts samples
-        self.register_buffer('pending', torch.zeros(num_classes + 1, dtype=torch.float64), persistent=False)
+        sums = torch.zeros(num_classes + 1, dtype=torch.float64, device='cpu')
+        self.register_buffer('gradient_sum', sums[:-1].clone())
+        self.register_buffer('repeated_sum', sums[:-1].clone() if variant == 'released' else None)
+        self.register_buffer('pending', sums, persistent=False)  # the last entry counts samples
 
     @property
     def margin_sum(self) -> Tensor:

@@ -14,7 +14,6 @@ with replacement, which has the same expectation and more variance.
 """
 
 import math
-import operator
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,17 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
-from .._validate import check_option
+from .._labels import read_labels
+from .._validate import check_option, check_whole
 from ..class_distribution import ClassDistribution
+
+CPU = torch.device('cpu')  # of every index and draw, whatever torch's default device is
 
 
 class LongTailSampler(Sampler[int]):
     """Base of the samplers; a subclass writes :meth:`class_shares` and, if need be, :meth:`draws_per_epoch`.
 
     Args:
-        targets: Labels of the training images, (N,): a sequence, an array or a tensor of whole numbers in [0, C).
+        targets: Labels of the training images, (N,), whole numbers in [0, C): a tensor, an array, a column, a list.
         seed: With the epoch it decides everything, through an own generator; global generators are not touched.
         num_replicas: Number W of processes among which the sampler itself divides the epoch. None: it does not divide,
             every process sees the whole order, and the loader (Accelerate) divides it. Never both, see
@@ -67,20 +69,20 @@ class LongTailSampler(Sampler[int]):
             drop_last: bool = False,
             num_classes: int | None = None,
     ) -> None:
-        targets = _labels(targets)
+        targets = read_labels(targets)
         distribution = ClassDistribution.from_targets(targets, num_classes)
         if self.needs_every_class or num_classes is not None:
             distribution.require_images()
         self.class_counts = distribution.counts
-        self.seed = _whole('seed', seed, 0)
+        self.seed = check_whole('seed', seed, 0)
         if (num_replicas is None) != (rank is None):
             raise ValueError(
                 f'give both of num_replicas and rank or neither, got num_replicas={num_replicas}, rank={rank}')
-        self.num_replicas = None if num_replicas is None else _whole('num_replicas', num_replicas, 1)
-        self.rank = None if rank is None else _whole('rank', rank, 0)
+        self.num_replicas = None if num_replicas is None else check_whole('num_replicas', num_replicas, 1)
+        self.rank = None if rank is None else check_whole('rank', rank, 0)
         if rank is not None and self.rank >= self.num_replicas:
             raise ValueError(f'rank must be in [0, {num_replicas - 1}] for num_replicas={num_replicas}, got {rank}')
-        self.num_samples = self.draws_per_epoch() if num_samples is None else _whole('num_samples', num_samples, 1)
+        self.num_samples = self.draws_per_epoch() if num_samples is None else check_whole('num_samples', num_samples, 1)
         self.drop_last = check_option('drop_last', drop_last, (False, True))
         if not len(self):
             raise ValueError(
@@ -109,7 +111,7 @@ class LongTailSampler(Sampler[int]):
 
     def order(self, epoch: int | None = None) -> Tensor:
         """Image indices of a whole epoch over all processes, (M,), int64; None is the present epoch."""
-        epoch = self.epoch if epoch is None else _whole('epoch', epoch, 0)
+        epoch = self.epoch if epoch is None else check_whole('epoch', epoch, 0)
         state = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0]))
         return self._draw(epoch, generator)
@@ -126,8 +128,8 @@ class LongTailSampler(Sampler[int]):
     def _class_order(self, epoch: int, generator: torch.Generator) -> Tensor:
         """Class of each draw, (M,)."""
         quotas = self._quotas(epoch, generator)
-        classes = torch.repeat_interleave(torch.arange(len(quotas)), quotas)
-        return classes[torch.randperm(len(classes), generator=generator)]
+        classes = torch.repeat_interleave(torch.arange(len(quotas), device=CPU), quotas)
+        return classes[torch.randperm(len(classes), generator=generator, device=CPU)]
 
     def _quotas(self, epoch: int, generator: torch.Generator) -> Tensor:
         """Draws of each class, (C,), int64, sum M."""
@@ -138,8 +140,8 @@ class LongTailSampler(Sampler[int]):
         counts = self.class_counts
         rounds = -(-quotas // counts.clamp(min=1))
         drawn = rounds * counts  # >= quotas, and at most one round more
-        classes = torch.repeat_interleave(torch.arange(len(counts)), drawn)
-        place = torch.arange(len(classes)) - _starts(drawn)[classes]
+        classes = torch.repeat_interleave(torch.arange(len(counts), device=CPU), drawn)
+        place = torch.arange(len(classes), device=CPU) - _starts(drawn)[classes]
         shuffled = shuffle_within(_starts(rounds)[classes] + place // counts[classes], generator)
         images = self.images_by_class[self.first_image[classes] + place % counts[classes]]
         return images[shuffled][place < quotas[classes]]
@@ -157,7 +159,8 @@ class LongTailSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = self.order()
         if self.num_replicas is not None:
-            order = order[torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas) % self.num_samples]
+            mine = torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas, device=CPU)
+            order = order[mine % self.num_samples]
         start, self._start, self._loaded = self._start, 0, False
         self._drawn = start
         for index in order[start:].tolist():
@@ -166,7 +169,7 @@ class LongTailSampler(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; the loaded position stays if the epoch is the loaded one."""
-        epoch = _whole('epoch', epoch, 0)
+        epoch = check_whole('epoch', epoch, 0)
         if epoch != self.epoch:
             if self._loaded and (epoch < self.epoch or 0 < self._start < len(self)):
                 warnings.warn(
@@ -186,7 +189,7 @@ class LongTailSampler(Sampler[int]):
                 divided). None: the draws handed out. A loader with workers, or prepared by Accelerate, fetches ahead:
                 then pass the samples that were trained on, over all processes if the sampler is not divided.
         """
-        position = self._drawn if position is None else _whole('position', position, 0)
+        position = self._drawn if position is None else check_whole('position', position, 0)
         if position > len(self):
             raise ValueError(f'position must be at most {len(self)}, the draws of a process, got {position}')
         return {
@@ -263,7 +266,7 @@ def shuffle_within(groups: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         Indices, (T,): place i takes the entry of a random place of its own group, each once.
     """
-    shuffled = torch.randperm(len(groups), generator=generator)
+    shuffled = torch.randperm(len(groups), generator=generator, device=CPU)
     return shuffled[torch.sort(groups[shuffled], stable=True).indices]
 
 
@@ -272,42 +275,17 @@ def random_quotas(shares: Tensor, total: int, generator: torch.Generator) -> Ten
     expected = shares.double() * (total / shares.double().sum())
     whole = torch.floor(expected + 1e-9 * expected.clamp(min=1))  # a product such as 2.9999999999 is meant to be 3
     # systematic rounding of the fractions, in a random order of the classes: one common offset, unit steps
-    order = torch.randperm(len(shares), generator=generator)
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    order = torch.randperm(len(shares), generator=generator, device=CPU)
+    offset = torch.rand((), generator=generator, dtype=torch.float64, device=CPU)
     edges = (expected - whole).clamp(min=0)[order].cumsum(0)
     left = total - whole.sum()
     if left > 0:
         edges = edges * (left / edges[-1])
         edges[-1] = left
-        whole[order] += torch.floor(edges + offset).diff(prepend=torch.zeros(1, dtype=torch.float64))
+        whole[order] += torch.floor(edges + offset).diff(prepend=torch.zeros(1, dtype=torch.float64, device=CPU))
     return whole.long()
 
 
 def _starts(sizes: Tensor) -> Tensor:
     """First place of each part when parts of these sizes follow each other."""
     return sizes.cumsum(0) - sizes
-
-
-def _labels(targets: Any) -> Tensor:
-    """Labels as an int64 tensor on the CPU, (N,); what else is wrong with them the class distribution says."""
-    try:
-        if isinstance(targets, Dataset):
-            raise TypeError  # its images would all be decoded
-        if not hasattr(targets, '__array__'):
-            targets = list(targets)
-        labels = torch.as_tensor(targets).detach().cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f'targets must be the labels of the training images, whole numbers (N,), got {targets!r:.80}; '
-            f'timm_lt.data.get_targets(dataset) reads those of a dataset') from None
-    return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
-
-
-def _whole(name: str, value: Any, low: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise ValueError(f'{name} must be a whole number >= {low}, got {value!r}') from None
-    if value < low:
-        raise ValueError(f'{name} must be a whole number >= {low}, got {value}')
-    return value

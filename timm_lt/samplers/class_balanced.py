@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._registry import register_sampler
-from ._base import LongTailSampler, shuffle_within
+from ._base import CPU, LongTailSampler, shuffle_within
 
 
 @register_sampler('class_balanced', paper='Shen et al., ECCV 2016', needs=('targets',))
@@ -34,10 +34,10 @@ class ClassBalancedSampler(LongTailSampler):
     """
 
     def class_shares(self, epoch: int) -> Tensor:
-        return torch.full((len(self.class_counts),), 1 / len(self.class_counts), dtype=torch.float64)
+        return torch.full((len(self.class_counts),), 1 / len(self.class_counts), dtype=torch.float64, device=CPU)
 
     def _class_order(self, epoch: int, generator: torch.Generator) -> Tensor:
         num_classes = len(self.class_counts)
         rounds = -(-self.num_samples // num_classes)
-        place = torch.arange(rounds * num_classes)
+        place = torch.arange(rounds * num_classes, device=CPU)
         return shuffle_within(place // num_classes, generator)[:self.num_samples] % num_classes

@@ -10,6 +10,7 @@ cycled, not drawn with replacement.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ class EffectiveNumberSampler(LongTailSampler):
     Epoch length N; small classes repeat, of large ones a random part is left out.
 
     Args:
-        targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
+        targets: Labels of the training images, (N,).
         beta: In [0, 1]: 0 is instance-balanced, 1 class-balanced. The paper uses 0.9 to 0.9999.
+        options: ``seed, num_replicas, rank, num_samples, drop_last, num_classes``, see :class:`LongTailSampler`.
 
     Examples:
         >>> sampler = EffectiveNumberSampler([0, 0, 0, 1], beta=0.0)
@@ -37,22 +39,9 @@ class EffectiveNumberSampler(LongTailSampler):
 
     law_options = ('beta',)
 
-    def __init__(
-            self,
-            targets,
-            *,
-            beta: float = 0.9999,
-            seed: int = 0,
-            num_replicas: int | None = None,
-            rank: int | None = None,
-            num_samples: int | None = None,
-            drop_last: bool = False,
-            num_classes: int | None = None,
-    ) -> None:
+    def __init__(self, targets: Any, *, beta: float = 0.9999, **options: Any) -> None:
         self.beta = check_range('beta', beta, 0, 1)
-        super().__init__(
-            targets, seed=seed, num_replicas=num_replicas, rank=rank, num_samples=num_samples, drop_last=drop_last,
-            num_classes=num_classes)
+        super().__init__(targets, **options)
 
     def class_shares(self, epoch: int) -> Tensor:
         counts = self.class_counts.double()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._registry import register_sampler
-from ._base import LongTailSampler, shuffle_within
+from ._base import CPU, LongTailSampler, shuffle_within
 
 
 @register_sampler('instance_balanced', paper='Kang et al., ICLR 2020', needs=('targets',))
@@ -39,5 +39,5 @@ class InstanceBalancedSampler(LongTailSampler):
         # classes play no part: rounds over all images, not over each class
         num_images = len(self.images_by_class)
         rounds = -(-self.num_samples // num_images)
-        place = torch.arange(rounds * num_images)
+        place = torch.arange(rounds * num_images, device=CPU)
         return shuffle_within(place // num_images, generator)[:self.num_samples] % num_images

@@ -8,11 +8,14 @@ Differs from the paper / official code: images of a class are cycled, not drawn 
 as the loops count them: epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._registry import register_sampler
-from ._base import LongTailSampler, _whole
+from .._validate import check_whole
+from ._base import LongTailSampler
 
 
 @register_sampler('progressive', paper='Kang et al., ICLR 2020', needs=('targets', 'num_epochs'))
@@ -22,8 +25,9 @@ class ProgressiveSampler(LongTailSampler):
     Epoch length N. Epochs from ``num_epochs`` on are class-balanced.
 
     Args:
-        targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
+        targets: Labels of the training images, (N,).
         num_epochs: T, epochs of the whole training, >= 1.
+        options: ``seed, num_replicas, rank, num_samples, drop_last, num_classes``, see :class:`LongTailSampler`.
 
     Examples:
         >>> sampler = ProgressiveSampler([0, 0, 0, 1], num_epochs=10)
@@ -34,22 +38,9 @@ class ProgressiveSampler(LongTailSampler):
 
     law_options = ('num_epochs',)
 
-    def __init__(
-            self,
-            targets,
-            *,
-            num_epochs: int,
-            seed: int = 0,
-            num_replicas: int | None = None,
-            rank: int | None = None,
-            num_samples: int | None = None,
-            drop_last: bool = False,
-            num_classes: int | None = None,
-    ) -> None:
-        self.num_epochs = _whole('num_epochs', num_epochs, 1)
-        super().__init__(
-            targets, seed=seed, num_replicas=num_replicas, rank=rank, num_samples=num_samples, drop_last=drop_last,
-            num_classes=num_classes)
+    def __init__(self, targets: Any, *, num_epochs: int, **options: Any) -> None:
+        self.num_epochs = check_whole('num_epochs', num_epochs, 1)
+        super().__init__(targets, **options)
 
     def class_shares(self, epoch: int) -> Tensor:
         counts = self.class_counts.double()

@@ -11,6 +11,7 @@ by less than one draw in all.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ class RepeatFactorSampler(LongTailSampler):
     classes keep the proportions of ``n_c r_c``, and images may be left out.
 
     Args:
-        targets, seed, num_replicas, rank, num_samples, drop_last, num_classes: See :class:`LongTailSampler`.
+        targets: Labels of the training images, (N,).
         threshold: t, a share of the images, in (0, 1]; classes with ``pi_c >= t`` do not repeat. The paper uses 0.001,
             for some 1000 classes; 1 / C repeats the classes below average size.
+        options: ``seed, num_replicas, rank, num_samples, drop_last, num_classes``, see :class:`LongTailSampler`.
 
     Examples:
         >>> sampler = RepeatFactorSampler([0] * 12 + [1] * 4, threshold=1.0)
@@ -40,22 +42,9 @@ class RepeatFactorSampler(LongTailSampler):
 
     law_options = ('threshold',)
 
-    def __init__(
-            self,
-            targets,
-            *,
-            threshold: float = 0.001,
-            seed: int = 0,
-            num_replicas: int | None = None,
-            rank: int | None = None,
-            num_samples: int | None = None,
-            drop_last: bool = False,
-            num_classes: int | None = None,
-    ) -> None:
+    def __init__(self, targets: Any, *, threshold: float = 0.001, **options: Any) -> None:
         self.threshold = check_range('threshold', threshold, 0, 1, low_open=True)
-        super().__init__(
-            targets, seed=seed, num_replicas=num_replicas, rank=rank, num_samples=num_samples, drop_last=drop_last,
-            num_classes=num_classes)
+        super().__init__(targets, **options)
 
     @property
     def repeat_factors(self) -> Tensor:
