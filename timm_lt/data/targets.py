@@ -132,7 +132,7 @@ def _as_items_say(dataset: Any, targets: Tensor) -> Tensor:
             '%s gives other labels than its attributes, or the dataset that it wraps, say; all %d items are read for '
             'their labels. An attribute `targets` with the labels of its items makes this unnecessary.',
             who, len(dataset))
-        return read_labels([dataset[i][1] for i in range(len(dataset))], f'the labels of the items of {who}')
+        return read_labels([_plain(dataset[i][1]) for i in range(len(dataset))], f'the labels of the items of {who}')
 
 
 def _places(targets: Tensor) -> list[int]:
@@ -151,8 +151,14 @@ def _has_label(dataset: Any, index: int, label: int) -> bool:
         seen = dataset[index][1]
     except Exception:  # noqa: BLE001  whatever a user's dataset raises
         return True
-    seen = seen.item() if isinstance(seen, Tensor | np.generic) and seen.ndim == 0 else seen
+    seen = _plain(seen)
     return isinstance(seen, numbers.Integral) and not isinstance(seen, bool) and int(seen) == label
+
+
+def _plain(label: Any) -> Any:
+    """A label in an array or tensor of one element as that element."""
+    size = label.numel() if isinstance(label, Tensor) else getattr(label, 'size', 0)
+    return label.item() if size == 1 else label
 
 
 def get_class_names(dataset: Any) -> list[str] | None:

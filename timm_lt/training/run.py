@@ -35,6 +35,7 @@ from .ending import (
 )
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .figures import final_metrics, metrics_of_both, summary_table
+from .fingerprint import check_fingerprint, fingerprint
 from .memory_format import is_channels_last, wants_channels_last
 from .outputs import RunFolder, choose_folder, default_experiment
 from .trainer import Trainer
@@ -101,6 +102,7 @@ def run(args: Namespace) -> dict[str, Any]:
 
     set_seed(args.seed)
     data = build_data(args)
+    check_fingerprint(fingerprint(data, accelerator.num_processes), folder.path, accelerator, checkpoint is not None)
     distribution = data.distribution
     rule = resolve_split_rule(distribution, args.split_rule)
     model, model_args = build.build_model(args, distribution.num_classes)
