@@ -234,7 +234,8 @@ def test_order_is_that_of_timm_where_that_is_total(tmp_path):
 
 
 def test_natural_order_takes_any_name():
-    assert sort_names(['²', '1²', 'x٣', '']) and natural_key('7')[1] == '7'
+    assert sort_names(['²', '1²', 'x٣', 'x', '']) == ['', '1²', 'x', 'x٣', '²']
+    assert natural_key('7') == ['', 7, '', -1, '7']
 
 
 def test_names_that_are_not_utf8_are_shown_in_a_printable_form(tmp_path):

@@ -7,14 +7,15 @@ _DIGITS = re.compile(r'(\d+)')
 _SURROGATES = re.compile('[\ud800-\udfff]')  # Python's form of bytes in file names that are not UTF-8
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
+def natural_key(name: str) -> list[str | int]:
     """Sort key of timm's natural order ('2' before '10', case ignored); names that tie there go by their characters.
 
     timm leaves names that tie ('1' and '01', 'a' and 'A') in the order of a set, which differs between processes.
     """
     parts: list[str | int] = _DIGITS.split(name.lower())
     parts[1::2] = map(int, parts[1::2])
-    return parts, name
+    parts += (-1, name)  # after a name's own parts, before any number that a longer name has there
+    return parts
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

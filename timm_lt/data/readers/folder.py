@@ -70,7 +70,10 @@ class FolderReader(DatasetReader):
         order, labels = number_classes(map(printable, classes), class_names, self.class_map)
         classes = self._check_unknown(folder, classes, found, labels)
 
-        samples = [(path, labels[printable(name)]) for name, paths in classes.items() for path in paths]
+        samples: list[tuple[str, int]] = []
+        for name, files in classes.items():
+            label = labels[printable(name)]
+            samples += [(path, label) for path in files]
         samples.sort(key=lambda sample: natural_key(sample[0]))
         if not samples:
             raise ValueError(f'{folder} has no images of the classes {order[:10]}')

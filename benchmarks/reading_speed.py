@@ -1,0 +1,97 @@
+"""Reading a folder of class folders: finding its files, and decoding them, by timm's reader and by ours, in turns.
+
+    python benchmarks/reading_speed.py [--images 100000] [--classes 1000] [--rounds 7] [--output FILE.txt]
+
+Files are found in a folder of empty files. Images are decoded from JPEG files of 500x375 pixels. The old form of
+finding is that of this package before it had its own reader: timm's reader, then two walks for classes without an image
+and for classes that the training part lacks. The ratio is ours over the other.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from _report import Report
+from _timing import ratios_in_turns
+from PIL import Image
+from timm.data.readers import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+from timm_lt.data import create_dataset
+from timm_lt.data.pixels import open_image
+from timm_lt.data.readers import FolderReader
+
+DECODED = 200
+
+
+def make_files(root: Path, images: int, classes: int) -> None:
+    for c in range(classes):
+        folder = root / f'n{c:08d}'
+        folder.mkdir()
+        for i in range(c, images, classes):
+            (folder / f'n{c:08d}_{i}.JPEG').touch()
+
+
+def make_images(root: Path, images: int) -> list[Path]:
+    rng = np.random.default_rng(0)
+    folder = root / 'photos'
+    folder.mkdir()
+    for i in range(images):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f'{i}.jpg')
+    return sorted(folder.iterdir())
+
+
+def old_form(root: Path) -> None:
+    """timm's reader and the two checks around it."""
+    reader, types = ReaderImageFolder(str(root)), get_img_extensions(as_set=True)
+    for path in root.iterdir():
+        if path.name not in reader.class_to_idx:
+            any(os.path.splitext(f)[1].lower() in types for _, _, fs in os.walk(path) for f in fs)
+    for path, _, files in os.walk(root, followlinks=True):
+        os.path.basename(path) not in reader.class_to_idx and any(os.path.splitext(f)[1].lower() in types for f in files)
+
+
+def read_as_timm(path: Path) -> None:
+    with open(path, 'rb') as file:
+        Image.open(file).convert('RGB')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=100_000)
+    parser.add_argument('--classes', type=int, default=1000)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--output', type=Path, help='text file for what is printed')
+    args = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        root, photos = Path(folder, 'files'), Path(folder, 'photos')
+        root.mkdir()
+        photos.mkdir()
+        make_files(root, args.images, args.classes)
+        paths = make_images(photos, DECODED)
+        table = {
+            f'find {args.images} files in {args.classes} classes': ({
+                "timm's reader alone": lambda: ReaderImageFolder(str(root)),
+                "timm's reader and checks": lambda: old_form(root),
+                'ours': lambda: FolderReader('', root).read('train'),
+                'ours, create_dataset': lambda: create_dataset('folder', root),
+            }, "timm's reader alone"),
+            f'decode {DECODED} JPEG files of 500x375': ({
+                'as timm': lambda: [read_as_timm(path) for path in paths],
+                'ours': lambda: [open_image(path) for path in paths],
+            }, 'as timm'),
+        }
+        for title, (functions, baseline) in table.items():
+            report.line(title)
+            for name, ratio in ratios_in_turns(functions, baseline, args.rounds).items():
+                report.line(f'  {name:26s} {ratio.milliseconds:8.0f} ms  {ratio.median:.2f} '
+                            f'({ratio.low:.2f} to {ratio.high:.2f})')
+    report.write(args.output)
+
+
+if __name__ == '__main__':
+    main()
