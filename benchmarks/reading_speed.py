@@ -47,11 +47,16 @@ def make_images(root: Path, images: int) -> list[Path]:
 def old_form(root: Path) -> None:
     """timm's reader and the two checks around it."""
     reader, types = ReaderImageFolder(str(root)), get_img_extensions(as_set=True)
+
+    def has_image(files: list[str]) -> bool:
+        return any(os.path.splitext(file)[1].lower() in types for file in files)
+
     for path in root.iterdir():
         if path.name not in reader.class_to_idx:
-            any(os.path.splitext(f)[1].lower() in types for _, _, fs in os.walk(path) for f in fs)
+            any(has_image(files) for _, _, files in os.walk(path, followlinks=True))
     for path, _, files in os.walk(root, followlinks=True):
-        os.path.basename(path) not in reader.class_to_idx and any(os.path.splitext(f)[1].lower() in types for f in files)
+        if os.path.basename(path) not in reader.class_to_idx:
+            has_image(files)
 
 
 def read_as_timm(path: Path) -> None:
