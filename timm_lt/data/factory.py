@@ -70,7 +70,10 @@ def create_reader(name: str = '', root: str | Path | None = None, **options: Any
         TypeError: If the dataset streams, or the reader lacks an option.
     """
     prefix, rest = _reader_name(name)
-    return call_factory(READERS.info(prefix), 'dataset', rest, root, **options)
+    info = READERS.info(prefix)
+    if info.factory.passes_options:
+        return info.factory(rest, root, **options)
+    return call_factory(info, 'dataset', rest, root, **options)
 
 
 def find_split(name: str, root: str | Path | None, wanted: Sequence[str], **kwargs: Any) -> str | None:

@@ -13,7 +13,7 @@ from ..unreadable import BAD_IMAGES
 class DatasetReader:
     """One dataset, known by its name, from which parts are read.
 
-    A subclass names its options as keyword arguments of ``__init__``; any other option is refused with that list.
+    A subclass names its options as keyword arguments of ``__init__``; others are refused with that list.
 
     Args:
         name: Name after the reader's prefix, e.g. 'cifar10' of 'torch/cifar10'; may be empty.
@@ -24,11 +24,13 @@ class DatasetReader:
         examples: Dataset names of this kind, for messages.
         numbers_classes: Each part numbers its classes by itself, unless it is told the names.
         stored: The images lie in ``root``.
+        passes_options: Options that ``__init__`` does not name go to timm.
     """
 
     examples: tuple[str, ...] = ()
     numbers_classes = False
     stored = False
+    passes_options = False
 
     def __init__(self, name: str, root: str | Path | None = None, *, bad_images: str = 'error') -> None:
         self.name = name

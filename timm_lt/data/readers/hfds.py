@@ -86,6 +86,7 @@ class HubReader(DatasetReader):
     """
 
     examples = ('hfds/NAME',)
+    passes_options = True
 
     def __init__(
             self,

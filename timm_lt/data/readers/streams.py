@@ -13,6 +13,8 @@ from ._base import DatasetReader
 class StreamReader(DatasetReader):
     """No dataset: the constructor refuses the name."""
 
+    passes_options = True
+
     def __init__(self, name: str, root: str | Path | None = None, **options: Any) -> None:
         raise TypeError(
             f'dataset {name!r} streams its images (hfids, tfds, wds); long-tailed sampling needs random access: '

@@ -26,6 +26,7 @@ class TorchvisionReader(DatasetReader):
     examples = tuple(f'torch/{name}' for name in (
         'cifar10', 'cifar100', 'fashion_mnist', 'imagenet', 'inaturalist', 'kmnist', 'mnist', 'places365', 'qmnist'))
     stored = True
+    passes_options = True
 
     def __init__(
             self,
