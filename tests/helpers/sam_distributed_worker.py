@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from sam_reference import (
+    COUNTS,
     NAMES,
     OWN,
     Overflowing,
@@ -128,6 +129,22 @@ def check_buffers_after_a_step_are_those_of_one_plain_forward_of_ddp():
             F.cross_entropy(plain(x), y).backward()
             for mine, other in zip(model.buffers(), plain.buffers()):
                 assert torch.allclose(mine, other, rtol=1e-12, atol=1e-12), mode
+
+
+def check_dropout_and_ignored_samples_of_one_process_keep_replicas_equal():
+    for name in (*NAMES, 'ccsam'):
+        model = make_model('group')
+        model.norm = nn.Sequential(model.norm, nn.Dropout(0.5))
+        options = {'class_counts': COUNTS, 'layers': '*'} if name == 'ccsam' else {}
+        model = DDP(model)
+        optimizer = make_optimizer(model, name, **options)
+        for step in range(2):
+            x, y = make_batch(6, seed=step * 10 + dist.get_rank())
+            if dist.get_rank() == 0:
+                y[2] = -100
+            torch.manual_seed(step + 7 * dist.get_rank())
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), x, y))
+        assert_same_everywhere(flat(model.parameters()), name)
 
 
 def check_local_ascent_perturbs_every_process_by_its_own_gradient():

@@ -73,6 +73,7 @@ def test_gkp_alone_is_a_method_that_acts():
         warnings.simplefilter('error')
         model = make_model('group')
         optimizer = make(model, 'gsa', Z=0)
+        set_epoch(optimizer, 0, 2)
         optimizer.set_penalty(None, alpha=0.9)
         optimizer.step(BatchClosure(model, CE, *make_batch()))
 

@@ -18,6 +18,7 @@ CHECKS = {
         'uneven_shares_and_class_weights_and_micro_batches_equal_the_joint_batch',
         'batchnorm_passes_are_those_of_each_process_and_replicas_stay_bit_equal_over_100_steps',
         'buffers_after_a_step_are_those_of_one_plain_forward_of_ddp',
+        'dropout_and_ignored_samples_of_one_process_keep_replicas_equal',
         'local_ascent_perturbs_every_process_by_its_own_gradient',
         'overflow_in_any_pass_of_one_process_makes_all_skip',
         'fsdp2_through_accelerate_equals_one_process',

@@ -187,6 +187,10 @@ class BatchClosure:
         dist.all_reduce(moved, group=self.process_group)
         return moved.to(values.device)
 
+    def on_any_process(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is true on some process."""
+        return [bool(n) for n in self.sum_over_processes(torch.tensor(flags, dtype=torch.float32))]
+
     def normalizer(self) -> Tensor:
         """Divisor of the sum of the per-sample values: the normaliser of the window, averaged over processes.
 
@@ -321,9 +325,10 @@ class BatchClosure:
         """
         return self._replay((what, i, None if index is None else index.numpy().tobytes()))
 
+    @property
     def drew_random_numbers(self) -> bool:
-        """Whether a pass of this step drew random numbers, on any process."""
-        return bool(self.sum_over_processes(torch.tensor(float(self._replay.drawn))))
+        """Whether a pass of this step drew random numbers on this process."""
+        return self._replay.drawn
 
     @contextmanager
     def forward_context(self, first: bool) -> Iterator[None]:

@@ -136,7 +136,7 @@ class StepGradients:
         # overlapping parts, and ignored samples, which are in no part, pass once as a whole batch
         disjoint = all(bool(((torch.stack(weights) != 0).sum(0) == 1).all()) for weights in zip(*rows))
         # a subset would draw other random numbers than an earlier pass of the whole batch
-        split = disjoint and not coupled and not closure.drew_random_numbers()
+        split = not coupled and not any(closure.on_any_process(not disjoint, closure.drew_random_numbers))
         zeros: Gradients = [None] * len(self.params)
         gradients, mean = accumulate(
             closure, self.params, rows, [zeros] * len(rows), first=True, subset=split, bare=not coupled)
@@ -144,7 +144,7 @@ class StepGradients:
         self._average(gradients)
         parts = [self._part(k, radii[k], samples[k], g) for k, g in zip(perturbed, gradients)]
         del gradients
-        subset = split or not coupled and not closure.drew_random_numbers()
+        subset = split or not coupled and not any(closure.on_any_process(closure.drew_random_numbers))
         self._further_passes(parts, table, total, subset)
         return mean
 

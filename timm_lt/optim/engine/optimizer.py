@@ -189,7 +189,6 @@ class SharpnessAware(OptimizerWrapper):
         self._own['epoch'] = check_range('epoch', epoch, 0)
         if num_epochs is not None:
             self._own['num_epochs'] = check_range('num_epochs', num_epochs, 1)
-        self.warn_if_idle()
         if self.num_epochs is None:
             return
         self._warn_once(start_epoch_problem(self.start_epoch, self.num_epochs))
