@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 _flags: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-def plain_model(model: nn.Module) -> nn.Module:
+def plain_model(model: Any) -> nn.Module:
     """The timm model under wrappers of processes, compilation and training heads (BCL), in whatever order.
 
     The wrappers stay usable, and the model keeps the autocast that Accelerate has put around its ``forward``.
@@ -19,7 +19,7 @@ def plain_model(model: nn.Module) -> nn.Module:
         model: A timm model, wrapped or not.
     """
     while True:
-        inner = unwrap_model(model)[0]
+        inner: Any = unwrap_model(model)[0]
         if hasattr(inner, 'plain_model'):
             inner = inner.plain_model()
         if inner is model:
@@ -42,9 +42,10 @@ def finished_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def unwrap_model(model: nn.Module) -> tuple[nn.Module, DistributedDataParallel | None, bool]:
+def unwrap_model(model: Any) -> tuple[nn.Module, DistributedDataParallel | None, bool]:
     """The module under compile and DDP wrappers, the DDP wrapper if there is one, and whether anything is compiled."""
-    ddp, compiled = None, False
+    ddp: DistributedDataParallel | None = None
+    compiled = False
     while True:
         if hasattr(model, '_orig_mod'):
             model, compiled = model._orig_mod, True

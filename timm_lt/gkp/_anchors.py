@@ -1,6 +1,7 @@
 """The anchor of each group, which is the mean of its classes' stored encoders, and the diagonal Fisher there."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,7 +16,7 @@ from .fisher import diagonal_fisher
 
 def anchors_and_fishers(
         model: nn.Module,
-        encoder: list[nn.Parameter],
+        encoder: list[Any],
         bank: MemoryBank,
         groups: Tensor,
         images: Sequence[tuple[Tensor, Tensor]],

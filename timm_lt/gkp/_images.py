@@ -55,4 +55,5 @@ def images_of_groups(
         if not any(missing):
             break
     empty = (torch.zeros(shape, dtype=dtype), torch.zeros(0, dtype=torch.int64))
-    return [tuple(torch.cat(part) for part in zip(*pairs)) if pairs else empty for pairs in found]
+    return [
+        (torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])) if pairs else empty for pairs in found]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -37,7 +38,7 @@ def measure_classes(
         num_classes: int,
         beta: float,
         autocast: Callable[[], AbstractContextManager],
-) -> tuple[FeatureQuality, tuple[Tensor, ...]]:
+) -> tuple[FeatureQuality, tuple[Tensor, Tensor, Tensor]]:
     """Quality of every class, and features, residuals and labels of some images of each class, on the CPU.
 
     Args:
@@ -47,7 +48,7 @@ def measure_classes(
         beta: Weight of the log variance in the feature quality.
         autocast: Makes the context of a forward pass.
     """
-    classifier = find_classifier(model)
+    classifier: Any = find_classifier(model)
     meter = QualityMeter(num_classes, beta)
     limit = -(-rows_per_class(num_classes) // world_size())
     taken = torch.zeros(num_classes, dtype=torch.int64)
@@ -69,5 +70,5 @@ def measure_classes(
             kept.append((features[index].cpu(), residual.cpu(), cpu[chosen]))
     width = getattr(classifier, 'in_features', None) or (kept[0][0].shape[1] if kept else 0)
     meter.reduce(width, next(model.parameters()).device)
-    rows = tuple(torch.cat(parts) for parts in zip(*gather(kept)))
-    return meter.compute(), rows
+    features, residuals, labels = (torch.cat(parts) for parts in zip(*gather(kept)))
+    return meter.compute(), (features, residuals, labels)

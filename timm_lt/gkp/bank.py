@@ -10,7 +10,7 @@ needs only the inner products of the snapshots (E x E for E distinct epochs), ta
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -146,10 +146,10 @@ class MemoryBank:
         epochs, counts = self.best_epoch[classes].unique(return_counts=True)
         if len(epochs) == 0:
             raise ValueError('an anchor needs at least one class')
-        total = None
+        total = torch.zeros(())
         for epoch, count in zip(epochs.tolist(), counts.tolist()):
             piece = self.snapshot(epoch).to(torch.float32) * (count / len(classes))
-            total = piece if total is None else total.add_(piece)
+            total = piece.add_(total)
         return total
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class MemoryBank:
                 f'without --resume')
 
     def _path(self, epoch: int) -> Path:
-        return self.directory / f'encoder_{epoch:04d}.pt'
+        return cast(Path, self.directory) / f'encoder_{epoch:04d}.pt'
 
     def _write(self, epoch: int, vector: Tensor) -> None:
         with whole_file(self._path(epoch)) as temporary:

@@ -28,7 +28,8 @@ from .._files import write_text
 from .._unwrap import plain_model
 from .._validate import check_class_counts, check_option, check_range, check_whole
 from ..class_distribution import ClassDistribution
-from ..optim import GSA, find_sharpness_aware
+from ..optim import find_sharpness_aware
+from ..optim.gsa import GSA
 from ._anchors import anchors_and_fishers
 from ._images import images_of_groups
 from ._measure import measure_classes, plain_evaluation
@@ -124,7 +125,7 @@ class GKP:
         self.splits = ClassDistribution(self.class_counts).splits() if splits is None else splits
         self.seed = seed
         self.bank = MemoryBank(len(self.class_counts), directory, dtype, stores=rank() == 0)
-        self.groups: Tensor | None = None
+        self.groups: Any = None  # (C,), None before the first grouping
         self.source = ''
         self.history: list[dict[str, Any]] = []
         self.limited = 0.0
@@ -205,7 +206,9 @@ class GKP:
             return epoch in self.regroup_epochs
         return (epoch + 1) % self.regroup_every == 0
 
-    def _regroup(self, model: nn.Module, encoder: Sequence[Tensor], optimizer: GSA, rows: tuple[Tensor, ...]) -> None:
+    def _regroup(
+            self, model: nn.Module, encoder: Sequence[Tensor], optimizer: GSA, rows: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
         fallback = None
         if rank() == 0 and 1 < self.num_groups < len(self.class_counts) and len(self.bank.epochs) < self.num_groups:
             fallback = class_gradient_cosine(*rows, len(self.class_counts))

@@ -11,6 +11,7 @@ far from the origin lose no digits.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -109,7 +110,7 @@ class QualityMeter:
             return
         if self._mean is None:
             self.update(torch.zeros(0, feature_dim, device=device), torch.zeros(0, dtype=torch.int64, device=device))
-        own, count = self._mean, self._counts.clone()
+        own, count = cast(Tensor, self._mean), self._counts.clone()
         dist.all_reduce(self._counts)
         self._mean = own * (count / self._counts.clamp(min=1))[:, None]
         dist.all_reduce(self._mean)

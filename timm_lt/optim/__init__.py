@@ -5,5 +5,9 @@ cheaper passes of ``batchnorm='stacked'`` and ``'exact_ascent'``.
 """
 
 from .._registry import import_siblings
+from .engine import BatchClosure, SharpnessAware, StepResult, find_sharpness_aware, optimizer_step, set_epoch
 
-__all__ = import_siblings(__name__)
+__all__ = [
+    'BatchClosure', 'SharpnessAware', 'StepResult', 'find_sharpness_aware', 'optimizer_step', 'set_epoch',
+    *import_siblings(__name__),
+]

@@ -1,7 +1,8 @@
 """Arithmetic on lists of parameters and gradients, plain or sharded (FSDP2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 try:
     from torch.distributed.tensor import DTensor
 except ImportError:  # a torch built without distributed
-    DTensor = ()
+    DTensor = ()  # type: ignore[assignment,misc]
 
 Gradients = list[Tensor | None]  # aligned with a list of parameters
 
@@ -32,14 +33,23 @@ def take_gradients(params: Sequence[Tensor]) -> Gradients:
     return gradients
 
 
+def add_up(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, at least one, in their order."""
+    first, *others = tensors
+    for t in others:
+        first = first + t
+    return first
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP2 sharded a parameter of the module."""
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
-def local(tensor: Tensor) -> Tensor:
+def local(tensor: Any) -> Tensor:
     """The part of a tensor that this process holds; it shares memory with the tensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    detached: Any = tensor.detach()
+    return detached.to_local() if isinstance(tensor, DTensor) else detached
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -50,7 +60,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     for sharded in (False, True):
         group = [t for t in tensors if isinstance(t, DTensor) is sharded]
         if group:
-            norm = torch.nn.utils.get_total_norm(group)
+            norm: Any = torch.nn.utils.get_total_norm(group)
             norms.append(norm.full_tensor() if sharded else norm)
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
@@ -131,7 +141,7 @@ class SavedBuffers:
                 buffer.copy_(copy)
 
 
-def average_over_processes(gradients: list[Gradients], like: Sequence[Tensor], group: object) -> None:
+def average_over_processes(gradients: list[Gradients], like: Sequence[Tensor], group: Any) -> None:
     """Average lists of gradients over processes, in place, in buckets.
 
     A gradient that is None on every process stays None; one that is None on some counts as zero there.
@@ -142,26 +152,26 @@ def average_over_processes(gradients: list[Gradients], like: Sequence[Tensor], g
         group: Process group.
     """
     world = dist.get_world_size(group)
-    present = torch.tensor([[g is not None for g in row] for row in gradients], dtype=torch.float32)
-    present = present.to(like[0].device)
+    present = torch.tensor(
+        [[g is not None for g in row] for row in gradients], dtype=torch.float32, device=like[0].device)
     dist.all_reduce(present, group=group)
-    present = (present > 0).tolist()
     bucket: list[Tensor] = []
-    for row, wanted in zip(gradients, present):
+    for row, wanted in zip(gradients, (present > 0).tolist()):
         for i, p in enumerate(like):
             if not wanted[i]:
                 continue
-            if row[i] is None:
-                row[i] = torch.zeros_like(p)
-            if bucket and (bucket[0].dtype, bucket[0].device) != (row[i].dtype, row[i].device):
+            g = row[i]
+            if g is None:
+                g = row[i] = torch.zeros_like(p)
+            if bucket and (bucket[0].dtype, bucket[0].device) != (g.dtype, g.device):
                 _average_bucket(bucket, world, group)
-            bucket.append(row[i])
+            bucket.append(g)
             if sum(t.numel() * t.element_size() for t in bucket) >= _BUCKET_BYTES:
                 _average_bucket(bucket, world, group)
     _average_bucket(bucket, world, group)
 
 
-def _average_bucket(bucket: list[Tensor], world: int, group: object) -> None:
+def _average_bucket(bucket: list[Tensor], world: int, group: Any) -> None:
     if not bucket:
         return
     flat = torch.cat([t.reshape(-1) for t in bucket])
@@ -172,7 +182,7 @@ def _average_bucket(bucket: list[Tensor], world: int, group: object) -> None:
 
 
 @torch.no_grad()
-def broadcast_tensors(tensors: Sequence[Tensor], group: object) -> None:
+def broadcast_tensors(tensors: Sequence[Tensor], group: Any) -> None:
     """Overwrite tensors by those of the first process of a group, in one message per dtype."""
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for t in tensors:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._tensors import add_up
 from .rows import check_rows
 
 _aten = torch.ops.aten
@@ -55,7 +56,7 @@ class _SlicedBatchNorm(torch.autograd.Function):
             *affine: Tensor,
     ) -> Tensor:
         if apart:  # on the first pass all slices share statistics and weights
-            y = F.batch_norm(x, *moments[0], *affine[:2], False, 0.0, eps)
+            y = F.batch_norm(x, moments[0][0], moments[0][1], affine[0], affine[1], False, 0.0, eps)
         else:
             y = torch.empty_like(x)
             slices = zip(x.split(sizes), y.split(sizes), moments, affine[::2], affine[1::2])
@@ -112,8 +113,8 @@ def sliced_batch_norm(
     slices = [_moments(part) for part in x.split(sizes)]
     if first:
         shares = [n / sum(sizes) for n in sizes]
-        mean = sum(share * mean for share, (mean, _) in zip(shares, slices))
-        variance = sum(share * (v + (each - mean).square()) for share, (each, v) in zip(shares, slices))
+        mean = add_up(share * mean for share, (mean, _) in zip(shares, slices))
+        variance = add_up(share * (v + (each - mean).square()) for share, (each, v) in zip(shares, slices))
         kept.append(Statistics(mean, variance, slices))
         _update_running_statistics(m, mean, variance, x.numel() // x.shape[1])
         moments = [(mean, variance)] * len(sizes)
@@ -133,7 +134,7 @@ def sliced_batch_norm(
 
 
 @torch.no_grad()
-def _update_running_statistics(m: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update_running_statistics(m: Any, mean: Tensor, variance: Tensor, count: int) -> None:
     if not m.track_running_stats or m.running_mean is None:
         return
     if count < 2:

@@ -34,15 +34,16 @@ def _input_gradient(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor) -> Tenso
     return (weight.flatten(1).t() @ _columns(g)).view(-1, len(x), *x.shape[2:]).transpose(0, 1)
 
 
-def _weight_gradients(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+def _weight_gradients(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradient of the weight, and of the bias if there is one."""
     if not _is_product(m, x):
-        return tuple(_conv_backward(m, g, x, weight, [False, True, m.bias is not None])[1:])
+        _, of_weight, of_bias = _conv_backward(m, g, x, weight, [False, True, m.bias is not None])
+        return of_weight, of_bias
     columns = _columns(g)
     return (columns @ _columns(x).t()).view_as(weight), None if m.bias is None else columns.sum(1)
 
 
-def _conv_backward(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+def _conv_backward(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Any, ...]:
     bias_size = None if m.bias is None else [len(weight)]
     return _aten.convolution_backward(
         g, x, weight, bias_size, m.stride, m.padding, m.dilation, False, [0, 0], m.groups, wanted)
@@ -61,7 +62,7 @@ class SlicedConv(torch.autograd.Function):
     ) -> Tensor:
         slices = len(sizes)
         weight, bias = ([t.to(x.dtype) for t in half] for half in (tensors[:slices], tensors[slices:]))
-        bias = bias or [None] * slices
+        bias = bias or [None] * slices  # type: ignore[list-item]
         if first:
             weight = weight[:1]
             y = _convolve(m, x, weight[0], bias[0])
@@ -84,7 +85,7 @@ class SlicedConv(torch.autograd.Function):
             if first:
                 pairs = [_weight_gradients(m, *part) for part in parts]
             else:
-                pairs = [_weight_gradients(m, grad, x, weight[0])] + [(None, None)] * (len(parts) - 1)
+                pairs = [_weight_gradients(m, grad, x, weight[0]), *[(None, None)] * (len(parts) - 1)]
             of_tensors = [t for row in zip(*pairs) for t in row][:len(of_tensors)]
             of_tensors = [t if t is None else t.to(dtype) for t, dtype in zip(of_tensors, ctx.types)]
         return (grad_x, None, None, None, *of_tensors)

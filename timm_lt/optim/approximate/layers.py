@@ -32,7 +32,7 @@ def _by_slices(
     return torch.cat([_with_weights(m, w, p, args) for p, w in zip(parts, weights)])
 
 
-def _with_weights(m: nn.Module, weights: dict[str, Tensor], x: Tensor, args: tuple) -> Tensor:
+def _with_weights(m: nn.Module, weights: dict[str, Any], x: Tensor, args: tuple) -> Tensor:
     before = {name: m._parameters[name] for name in weights}
     forward = type(m).forward
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._tensors import Gradients, set_gradients, take_gradients
+from .._tensors import Gradients, add_up, set_gradients, take_gradients
 from .layers import stacked_forward
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def stacked_gradients(
     rows = [[weights_of[k][id(p)].grad for p in params] for k in present]
     if eps is not None:
         rows = [[_sum([row[i] for row in rows]) for i in range(len(params))]]
-    return rows, sum(losses)
+    return rows, add_up(losses)
 
 
 def exact_gradients(
@@ -90,14 +90,12 @@ def exact_gradients(
                 closure.backward(term.sum(), retain_graph=k != int(here[-1]))
                 rows[row] = take_gradients(params)
             losses.append(values.detach().sum() / closure.normalizer().to(values.dtype))
-    return rows, sum(losses)
+    return rows, add_up(losses)
 
 
 def _sum(tensors: list[Tensor | None]) -> Tensor | None:
-    tensors = [t for t in tensors if t is not None]
-    if not tensors:
-        return None
-    total = tensors[0]
-    for t in tensors[1:]:
-        total = total.add_(t)
-    return total
+    """The sum of the tensors that exist, in the memory of the first."""
+    there = [t for t in tensors if t is not None]
+    for t in there[1:]:
+        there[0].add_(t)
+    return there[0] if there else None

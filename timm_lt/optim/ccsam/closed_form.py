@@ -2,16 +2,16 @@
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..._capture import InputTap, captured_inputs
 from ...losses._criterion import sample_losses
-from .._tensors import SavedBuffers
+from .._tensors import SavedBuffers, add_up
 from ..engine import BatchClosure
 from .perturbations import HeadPerturbations, head_perturbations
 from .unmixed import UnmixedClosure
@@ -32,7 +32,7 @@ class ClosedForm:
     """
 
     def __init__(
-            self, head: nn.Module, class_counts: Tensor, perturbed_share: float, variant: str, joint: bool = True,
+            self, head: Any, class_counts: Tensor, perturbed_share: float, variant: str, joint: bool = True,
     ) -> None:
         if head.weight.shape[0] != len(class_counts):
             raise ValueError(
@@ -82,7 +82,7 @@ class ClosedForm:
                     losses.append(self._backward(closure, unmixed, batch, perturbations))
         finally:
             buffers.restore()
-        return sum(losses)
+        return add_up(losses)
 
     def _backward(
             self, closure: BatchClosure, unmixed: BatchClosure, batch: 'HeadBatch', perturbations: HeadPerturbations,
@@ -155,7 +155,7 @@ class HeadBatch:
         logits = output if output.dtype == torch.float64 else output.float()
         self.logits = logits if graph else logits.detach().requires_grad_()
         self.values = self.losses(self.logits, target, first)
-        self.residuals = None
+        self.residuals: Any = None
         if first:
             values = self.values
             if target is not self.labels:
@@ -166,9 +166,9 @@ class HeadBatch:
         """Logits of the model and the input of its classifier."""
         closure = self.closure
         with closure.forward_context(first), closure.replay(self.i):
-            with captured_inputs(form.head) if form.tap is None else nullcontext() as inputs:
-                with torch.set_grad_enabled(graph):
-                    output = closure.model(closure.inputs[self.i])
+            capture: Any = captured_inputs(form.head) if form.tap is None else nullcontext()
+            with capture as inputs, torch.set_grad_enabled(graph):
+                output = closure.model(closure.inputs[self.i])
         if form.tap is not None:
             inputs = form.tap.take()
             if not inputs:
@@ -186,17 +186,17 @@ class HeadBatch:
             return sample_losses(closure.criterion, logits, target)[0]
 
 
-def gather_rows(tensors: list[Tensor], group: object) -> list[Tensor]:
+def gather_rows(tensors: list[Tensor], group: Any) -> list[Tensor]:
     """The rows of all processes, which may hold different numbers of them."""
     world = dist.get_world_size(group)
     rows = torch.tensor([len(tensors[0])], device=tensors[0].device)
-    counts = [torch.zeros_like(rows) for _ in range(world)]
-    dist.all_gather(counts, rows, group=group)
-    counts = torch.cat(counts).tolist()
+    rows_of_ranks = [torch.zeros_like(rows) for _ in range(world)]
+    dist.all_gather(rows_of_ranks, rows, group=group)
+    sizes: list[int] = torch.cat(rows_of_ranks).tolist()
     gathered = []
     for t in tensors:
-        padded = F.pad(t, (0, 0) * (t.ndim - 1) + (0, max(counts) - len(t))).contiguous()
+        padded = F.pad(t, [0, 0] * (t.ndim - 1) + [0, max(sizes) - len(t)]).contiguous()
         parts = [torch.empty_like(padded) for _ in range(world)]
         dist.all_gather(parts, padded, group=group)
-        gathered.append(torch.cat([part[:n] for part, n in zip(parts, counts)]))
+        gathered.append(torch.cat([part[:n] for part, n in zip(parts, sizes)]))
     return gathered

@@ -26,8 +26,7 @@ from ..._unwrap import unwrap_model
 from ..._validate import check_class_counts, check_option, check_range
 from .._head_tail import weights_of_classes
 from .._tensors import SavedBuffers, global_norm, scale_, take_gradients
-from ..engine import BatchClosure, Part, SharpnessAware
-from ..engine.gradients import StepGradients
+from ..engine import BatchClosure, Part, SharpnessAware, StepGradients
 from .closed_form import ClosedForm
 from .perturbations import VARIANTS, class_radius, has_closed_form
 from .unmixed import UnmixedClosure
@@ -61,6 +60,7 @@ class CCSAM(SharpnessAware):
     """
 
     _transient = (*SharpnessAware._transient, '_closed')
+    _closed: ClosedForm | None
     class_aware = True
 
     def __init__(
@@ -85,7 +85,7 @@ class CCSAM(SharpnessAware):
         before, self._closed = self._closed, None
         if self.layers != ['classifier'] or self.exclude_norm_bias:
             return
-        head = find_classifier(self.model)
+        head: Any = None if self.model is None else find_classifier(self.model)
         if has_closed_form(head) and all(p in self.selection for p in head.parameters()):
             self._closed = ClosedForm(
                 head, self.class_counts, self.perturbed_share, self.variant, joint=not self.local_ascent)
@@ -136,9 +136,11 @@ class CCSAM(SharpnessAware):
         closure.zero_grad()
         if radii[0] == 0:
             return closure.mean_pass()
-        closed = self._closed is not None and (isinstance(self._closed.head, nn.Linear) or not closure.sharded)
-        if closed and not getattr(closure.criterion, 'takes_views', False):  # its loss takes more than the logits
-            return self._closed.gradients(closure, scale=radii[0])
+        closed = self._closed
+        if closed is not None and closure.sharded and not isinstance(closed.head, nn.Linear):
+            closed = None
+        if closed is not None and not getattr(closure.criterion, 'takes_views', False):  # needs more than the logits
+            return closed.gradients(closure, scale=radii[0])
         if self.local_ascent and closure.world_size > 1:
             raise ValueError("CCSAM: local_ascent=True needs layers='classifier'; use local_ascent=False")
         if any(target.is_floating_point() for target in closure.targets):

@@ -47,7 +47,7 @@ class HeadPerturbations(Protocol):
 
 
 def head_perturbations(
-        head: nn.Module, features: Tensor, residuals: Tensor, labels: Tensor, class_counts: Tensor, *,
+        head: Any, features: Tensor, residuals: Tensor, labels: Tensor, class_counts: Tensor, *,
         scale: float, variant: str,
 ) -> HeadPerturbations:
     """The perturbation of each class for a linear or cosine classifier, see :func:`class_perturbations`.
@@ -108,7 +108,7 @@ class ClassPerturbations:
         kernel = features @ self.features.T * self.weight_scale + self.bias_scale
         return (kernel * same) @ self.residuals
 
-    def perturbed_logits(self, classifier: nn.Linear, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def perturbed_logits(self, classifier: nn.Module, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """See :class:`HeadPerturbations`."""
         return logits + self.shift(features.to(self.features.dtype), labels)
 
@@ -134,7 +134,7 @@ class CosinePerturbations:
     radial: Tensor
     eps_norm_2: Tensor
 
-    def perturbed_logits(self, classifier: nn.Module, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    def perturbed_logits(self, classifier: Any, logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """See :class:`HeadPerturbations`; ``labels`` must be among ``self.labels``."""
         weight = classifier.weight.to(self.features.dtype)
         unit = F.normalize(features.to(self.features.dtype), dim=1)

@@ -1,6 +1,7 @@
 """A batch under mixup, seen with its unmixed labels."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..engine import BatchClosure
 
@@ -24,5 +25,7 @@ class UnmixedClosure(BatchClosure):
         super().__init__(closure.model, closure.criterion, closure.inputs, labels, closure.accelerator)
         self._replay = closure._replay
 
-    def forward_context(self, first: bool) -> AbstractContextManager:
-        return super().forward_context(first=False)
+    @contextmanager
+    def forward_context(self, first: bool) -> Iterator[None]:
+        with super().forward_context(first=False):
+            yield

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..._unwrap import unwrap_model
 from ...losses._criterion import ignore_index_of, mean_normalizer, sample_losses, statistics
 from ...losses._targets import IGNORE_INDEX
-from .._tensors import broadcast_tensors, is_sharded
+from .._tensors import add_up, broadcast_tensors, is_sharded
 from .random import RandomReplay
 from .samples import class_labels, logits_of, take_samples
 
@@ -197,7 +197,7 @@ class BatchClosure:
         Gradients are averaged over processes too, so that the result is the gradient of the joint batch's mean.
         """
         if self._normalizer is None:
-            total = sum(mean_normalizer(self.criterion, target) for target in self.targets)
+            total = add_up(mean_normalizer(self.criterion, target) for target in self.targets)
             if self.distributed and self.world_size > 1:
                 total = total.to(self.device, copy=True)
                 dist.all_reduce(total, group=self.process_group)
@@ -254,7 +254,7 @@ class BatchClosure:
                 loss = self._mean_loss(i, first)
                 self.backward(loss)
             losses.append(loss.detach())
-        return sum(losses)
+        return add_up(losses)
 
     def _mean_loss(self, i: int, first: bool) -> Tensor:
         target = self.targets[i]

@@ -1,13 +1,11 @@
 """The gradients of one step: the first pass, the perturbations, the further passes, their sum."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...losses._criterion import hold_statistics
 from .._tensors import (
     Gradients,
     SavedBuffers,
@@ -19,8 +17,8 @@ from .._tensors import (
 )
 from ..approximate import exact_gradients, stacked_gradients
 from .closure import BatchClosure
+from .function import FunctionClosure
 from .passes import accumulate, part_totals
-from .random import RandomReplay
 
 if TYPE_CHECKING:
     from .optimizer import SharpnessAware
@@ -45,7 +43,7 @@ class Part:
     samples: int
     params: list[Tensor]
     grads: list[Tensor]
-    normalizer: Tensor | None = None
+    normalizer: Any = None
 
 
 class StepGradients:
@@ -56,14 +54,14 @@ class StepGradients:
 
     Args:
         optimizer: The method: how to perturb, which parameters, how to treat BatchNorm.
-        closure: The batch; a plain function is accepted by :meth:`of_whole_batch` only.
+        closure: The batch, a :class:`BatchClosure`; :meth:`of_whole_batch` accepts a plain function too.
         grad_scale: Factor that the gradients of the closure carry; None for 1.
     """
 
     def __init__(
             self,
             optimizer: 'SharpnessAware',
-            closure: BatchClosure | Callable[[], Any],
+            closure: Any,
             grad_scale: Tensor | float | None,
     ) -> None:
         self.optimizer = optimizer
@@ -78,16 +76,12 @@ class StepGradients:
     def of_whole_batch(self, radius: float) -> Any:
         """One part, the whole batch; returns the loss."""
         closure, optimizer = self.closure, self.optimizer
-        batch = isinstance(closure, BatchClosure)
+        if not isinstance(closure, BatchClosure):
+            closure = FunctionClosure(closure, next((p.device for p in self.params), torch.device('cpu')))
         if radius == 0:
-            return closure.plain_gradients() if batch else closure()
-        replay = None if batch else RandomReplay(next((p.device for p in self.params), torch.device('cpu')))
-        if batch:
-            closure.zero_grad()
-            loss = closure.mean_pass(sync=not optimizer.local_ascent)
-        else:
-            with replay('batch'):
-                loss = closure()
+            return closure.plain_gradients()
+        closure.zero_grad()
+        loss = closure.mean_pass(sync=not optimizer.local_ascent)
         gradients = take_gradients(self.params)
         parts = [self._part(0, radius, -1, gradients)]
         if not parts[0].params:
@@ -99,11 +93,7 @@ class StepGradients:
             weights, buffers = SavedWeights(parts[0].params), SavedBuffers(optimizer.model)
         try:
             with weights.perturbed(parts[0].params, parts[0].grads):
-                if batch:
-                    closure.mean_pass(first=False)
-                else:
-                    with hold_statistics(), replay('batch'):
-                        closure()
+                closure.mean_pass(first=False)
         finally:
             buffers.restore()
         return loss

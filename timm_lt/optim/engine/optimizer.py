@@ -72,7 +72,12 @@ class SharpnessAware(OptimizerWrapper):
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
-    _transient = ('model', '_selection', '_couples_samples', '_staged', '_epoch_began')
+    _transient: tuple[str, ...] = ('model', '_selection', '_probe', '_staged', '_epoch_began')
+    model: nn.Module | None
+    _selection: ParameterSelection | None
+    _probe: CouplingProbe | None
+    _staged: dict[str, Any] | None
+    _epoch_began: tuple[int, int] | None
     class_aware = False
     num_classes: int | None = None  # length of the class counts, compared with the logits
     adaptive_eta = 0.0  # added to |theta| in T
@@ -151,7 +156,7 @@ class SharpnessAware(OptimizerWrapper):
         norm = norm.float() if norm.dtype in (torch.float16, torch.bfloat16) else norm
         return radius / (norm + _NORM_EPS) + 0 * norm
 
-    def extra_gradient(self, grad_scale: Tensor | None) -> None:
+    def extra_gradient(self, grad_scale: Tensor | float | None) -> None:
         """Add to ``.grad`` a gradient that needs no pass over the batch, e.g. of a penalty, times ``grad_scale``.
 
         Called once per step, after the gradients were averaged over processes.
@@ -175,7 +180,7 @@ class SharpnessAware(OptimizerWrapper):
         self.model, ddp, _ = unwrap_model(model)
         if ddp is not None:
             check_ddp(ddp)
-        self._couples_samples = None
+        self._probe = None
         self._update_selection()
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None, steps_per_epoch: int | None = None) -> None:
@@ -244,9 +249,9 @@ class SharpnessAware(OptimizerWrapper):
 
     def couples_samples(self, closure: BatchClosure) -> bool:
         """Whether the whole batch has to pass for the loss of a part of it."""
-        if self._couples_samples is None:
-            self._couples_samples = CouplingProbe()
-        return self._couples_samples(closure)
+        if self._probe is None:
+            self._probe = CouplingProbe()
+        return self._probe(closure)
 
     # Steps
 
@@ -287,7 +292,7 @@ class SharpnessAware(OptimizerWrapper):
         self._staged = None  # a step that was skipped leaves nothing behind
         super().zero_grad(set_to_none)
 
-    def compute_grads(self, closure: Callable[[], Any], grad_scale: Tensor | float | None = None) -> Any:
+    def compute_grads(self, closure: Any, grad_scale: Tensor | float | None = None) -> Any:
         """Compute the gradients of a step into ``.grad``; weights and buffers are as after one plain forward.
 
         ``.grad`` is averaged over processes and still carries the loss scale. The step follows with ``step()``; a step

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...losses._criterion import mean_normalizer
-from .._tensors import Gradients, SavedBuffers, set_gradients, take_gradients
+from .._tensors import Gradients, SavedBuffers, add_up, set_gradients, take_gradients
 from .closure import BatchClosure
 
 Weights = list[Tensor]  # per micro-batch: the weight of each of its samples, (B,), on the CPU
@@ -76,15 +76,13 @@ def _whole(
 ) -> Iterator[Pass]:
     """One forward of the whole micro-batch for all rows, or one for each, after which buffers are as after the first.
     """
-    values, buffers = None, None
+    values = closure.sample_values(i, first, bare=bare)
+    buffers = SavedBuffers(closure.module if separate else None)
     for r, weight in enumerate(weights):
-        if separate or r == 0:
-            values = closure.sample_values(i, first and r == 0, bare=bare)
-            if separate and r == 0:
-                buffers = SavedBuffers(closure.module)
+        if separate and r > 0:
+            values = closure.sample_values(i, False, bare=bare)
         yield r, values, weight, r == 0
-    if buffers is not None:
-        buffers.restore()
+    buffers.restore()
 
 
 def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalizer: str) -> tuple[list[int], Tensor]:
@@ -96,7 +94,7 @@ def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalize
         part_normalizer: 'batch': the factor is 1. 'part': the factor turns the loss of a part into the mean over the
             samples of the part.
     """
-    samples = sum((w != 0).sum(1) for w in weights).double()
+    samples = add_up((w != 0).sum(1) for w in weights).double()
     if part_normalizer == 'batch':
         return [int(n) for n in closure.sum_over_processes(samples)], torch.ones_like(samples)
     sums = torch.zeros_like(samples)

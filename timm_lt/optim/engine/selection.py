@@ -4,6 +4,7 @@ import operator
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
@@ -54,14 +55,14 @@ class ParameterSelection:
         self.model, self._seen = model, seen
         chosen = list(params)
         if self.layers is not None:
-            chosen = self._of_layers(model, params, heads)
+            chosen = self._of_layers(model, self.layers, params, heads)
         if self.exclude_norm_bias:
             chosen = [p for p in chosen if p.ndim > 1]
             self._warn_if_none('exclude_norm_bias=True', chosen)
         self._allowed = {id(p) for p in chosen}
         return True
 
-    def _classifier(self, model: nn.Module | None) -> list[Tensor]:
+    def _classifier(self, model: Any) -> list[Tensor]:
         """Parameters of the classifier, of all heads where a model was distilled; none unless ``layers`` asks for it.
         """
         if self.layers is None or CLASSIFIER not in self.layers:
@@ -72,10 +73,12 @@ class ParameterSelection:
                 f'none, name its layers by a wildcard')
         return [p for head in find_classifiers(model) for p in head.parameters()]
 
-    def _of_layers(self, model: nn.Module, params: Sequence[Tensor], heads: list[Tensor]) -> list[Tensor]:
+    def _of_layers(
+            self, model: Any, layers: Sequence[str], params: Sequence[Tensor], heads: list[Tensor],
+    ) -> list[Tensor]:
         names = {id(p): name.replace('_orig_mod.', '') for name, p in model.named_parameters()}
         chosen: dict[int, Tensor] = {}
-        for pattern in self.layers:
+        for pattern in layers:
             wanted = {i for i, name in names.items() if fnmatch(name, pattern)}
             if pattern == CLASSIFIER:
                 wanted |= {id(p) for p in heads}

@@ -25,7 +25,9 @@ class OptimizerWrapper(torch.optim.Optimizer):
         own: State of this wrapper that checkpoints keep; plain numbers, strings and lists.
     """
 
-    _transient = ('_model',)  # not copied or pickled
+    base: torch.optim.Optimizer
+    _own: dict[str, Any]
+    _transient: tuple[str, ...] = ()  # attributes that are not copied or pickled
 
     def __init__(self, base: torch.optim.Optimizer, own: dict[str, Any]) -> None:
         # Optimizer.__init__ would make groups and state beside those of the base; this sets up the hooks alone
@@ -68,8 +70,8 @@ class OptimizerWrapper(torch.optim.Optimizer):
         if any(isinstance(p, DTensor) for group in self.param_groups for p in group['params']):
             # torch's sharded checkpoints keep nothing but groups and state
             state['param_groups'][0][STATE_KEY] = state[STATE_KEY]
-        for hook in self._optimizer_state_dict_post_hooks.values():
-            result = hook(self, state)
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            result = post_hook(self, state)
             state = state if result is None else result
         return state
 
@@ -86,8 +88,8 @@ class OptimizerWrapper(torch.optim.Optimizer):
         if own is not None:
             # entries that this version no longer keeps are dropped
             self._own.update({key: copy.deepcopy(value) for key, value in own.items() if key in self._own})
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         hooks = [name for name in self.__dict__ if name.startswith('_optimizer_')]
@@ -128,7 +130,8 @@ def create_base(kind: type, params: ParamsT, base: str, options: dict[str, Any])
 
 def base_options(name: str) -> set[str] | None:
     """Options that a base optimizer accepts, or None if it accepts any."""
-    parameters = inspect.signature(_timm_hooks.optimizer_class(name).__init__).parameters
+    constructor: Any = _timm_hooks.optimizer_class(name).__init__  # type: ignore[misc]
+    parameters = inspect.signature(constructor).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     return {*parameters, *_FACTORY_OPTIONS} - {'self', 'params'}

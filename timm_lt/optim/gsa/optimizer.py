@@ -64,6 +64,8 @@ class GSA(SharpnessAware):
     """
 
     _transient = (*SharpnessAware._transient, '_penalty', '_radii')
+    _penalty: Any
+    _radii: tuple[list[int], Tensor] | None
     class_aware = True
 
     def __init__(
@@ -209,8 +211,8 @@ class GSA(SharpnessAware):
             for part in parts]
         radii = []
         # parts that reach the same parameters share the norms of those and of the batch's gradient
-        for _, alike in groupby(zip(parts, scales), key=lambda pair: [id(p) for p in pair[0].params]):
-            alike = list(alike)
+        for _, pairs in groupby(zip(parts, scales), key=lambda pair: [id(p) for p in pair[0].params]):
+            alike = list(pairs)
             params = alike[0][0].params
             result = gsa_perturbations(
                 [part.grads for part, _ in alike], [total[id(p)] for p in params], params,
