@@ -52,7 +52,7 @@ def imports_of(path):
 # Rooms that a room may import, besides itself and the bottom: the modules with a leading underscore and
 # class_distribution. A room that is not named here as an import of another one lies above it.
 ARROWS = {
-    'losses': set(), 'samplers': set(), 'models': set(), 'data': set(),
+    'losses': {'models'}, 'samplers': set(), 'models': set(), 'data': set(),
     'optim': {'losses'}, 'posthoc': {'models'}, 'gkp': {'optim'}, 'two_stage': {'losses', 'models', 'posthoc'},
     'hub': {'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
     'training': {'data', 'evaluate', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},

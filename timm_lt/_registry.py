@@ -97,6 +97,10 @@ class Registry:
         """Sorted names, optionally those that match a wildcard such as ``'*softmax*'``."""
         return [name for name in sorted(self._infos) if not filter or fnmatch(name, filter)]
 
+    def trait(self, name: str, trait: str, default: Any) -> Any:
+        """What the method ``name`` declares about itself, an attribute of its class; ``default`` if it does not."""
+        return getattr(self._infos[name].factory, trait, default) if name in self._infos else default
+
     def info(self, name: str, also: tuple[str, ...] = ()) -> MethodInfo:
         """The record of ``name``; ``also`` names further valid names for the message.
 

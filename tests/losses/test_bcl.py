@@ -9,7 +9,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import timm_lt
 from timm_lt import create_loss
+from timm_lt._registry import LOSSES
 from timm_lt.losses import balanced_contrastive_loss, sample_losses
 from timm_lt.models import BCLModel, BCLOutput
 from timm_lt.optim import BatchClosure
@@ -208,3 +210,13 @@ def test_bad_models_and_shapes_are_refused():
     model = BCLModel(TinyNet())
     with pytest.raises(ValueError, match='views'):
         model(torch.randn(2, 2, 3, 8, 8))
+
+
+@pytest.mark.parametrize('name', timm_lt.list_losses(views=True))
+def test_losses_declare_their_views_and_wrap_the_model(name):
+    factory = LOSSES.info(name).factory
+    model = timm.create_model('resnet20_cifar', num_classes=3)
+    wrapped = factory.wrap_model(model)
+    assert (factory.views > 1) == (wrapped is not model) == (name == 'bcl')
+    if factory.views > 1:
+        assert wrapped.plain_model() is model

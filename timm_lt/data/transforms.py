@@ -22,7 +22,7 @@ from .augment.crop import PaddedCrop, ResizedCrop
 from .augment.resample import FILTERS
 from .pixels import convert_image
 
-__all__ = ['Augmentation', 'MultiView', 'eval_transform', 'three_views']
+__all__ = ['Augmentation', 'MultiView', 'contrastive_views', 'eval_transform', 'three_views']
 
 CROP_MODES = ('pad', 'none', 'rrc', 'rkrc', 'rkrr')
 # policies of torchvision beside those of timm, which begin with 'rand', 'augmix', 'v0', 'original' or '3a'
@@ -247,17 +247,22 @@ class MultiView:
         return first.batch_augment(seed, whole, others)
 
 
-def three_views(augmentation: Augmentation) -> MultiView:
-    """The views of balanced contrastive learning (Zhu et al., CVPR 2022, https://arxiv.org/abs/2207.09052).
+def contrastive_views(augmentation: Augmentation, num_views: int) -> MultiView:
+    """The views of contrastive losses such as BCL (Zhu et al., CVPR 2022, https://arxiv.org/abs/2207.09052).
 
-    View 1, for the classifier, is ``augmentation``. Views 2 and 3, for the projection head, are those of SimCLR (Chen
-    et al., ICML 2020): random resized crop of 20% to 100% of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with
+    View 1, for the classifier, is ``augmentation``. The others, for the projection head, are those of SimCLR (Chen et
+    al., ICML 2020): random resized crop of 20% to 100% of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with
     probability 0.8, grey with probability 0.2.
     """
     contrastive = replace(
         augmentation, crop_mode='rrc', scale=(0.2, 1.0), ratio=None, auto_augment=None,
         color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)
-    return MultiView([augmentation, contrastive, contrastive])
+    return MultiView([augmentation] + [contrastive] * (num_views - 1))
+
+
+def three_views(augmentation: Augmentation) -> MultiView:
+    """The views of balanced contrastive learning, see :func:`contrastive_views`."""
+    return contrastive_views(augmentation, 3)
 
 
 def eval_transform(

@@ -52,10 +52,21 @@ class LongTailLoss(nn.Module):
 
     soft_targets = True
     takes_class_weight = True
-    takes_views = False  # True: takes the output of a three-view network, not plain logits
+    views = 1  # views of each image in training; with more the loss takes the output of the model of wrap_model
     couples_samples = False  # True: the value of a sample depends on the batch that it is in
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
     ignore_index = IGNORE_INDEX
+
+    @classmethod
+    def wrap_model(cls, model: nn.Module) -> nn.Module:
+        """The model with the heads that the loss needs in training only; the model itself if it needs none.
+
+        A wrapper gives back the model by ``plain_model()``.
+
+        Raises:
+            ValueError: If the model does not fit.
+        """
+        return model
 
     def __init__(
             self,

@@ -26,7 +26,7 @@ def list_losses(filter: str = '', soft_targets: bool | None = None, views: bool 
     return [
         info.name for info in infos
         if (soft_targets is None or info.soft_targets == soft_targets)
-        and (views or not getattr(info.factory, 'takes_views', False))]
+        and (views or not getattr(info.factory, 'views', 1) > 1)]
 
 
 def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module:

@@ -12,10 +12,12 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from .._registry import register_loss
 from .._validate import check_class_counts, check_range
+from ..models.bcl import BCLModel
 from ._base import LongTailLoss
 from ._targets import check_targets, of_counted_samples
 from ._terms import reduce
@@ -89,7 +91,7 @@ class BCLLoss(LongTailLoss):
 
     soft_targets = False
     takes_class_weight = False
-    takes_views = True
+    views = 3
     couples_samples = True
 
     def __init__(
@@ -109,6 +111,11 @@ class BCLLoss(LongTailLoss):
         self.temperature = check_range('temperature', temperature, 0, low_open=True)
         self.tau = check_range('tau', tau, 0)
         self.register_buffer('log_prior', (counts / counts.sum()).log())
+
+    @classmethod
+    def wrap_model(cls, model: nn.Module) -> nn.Module:
+        """A :class:`timm_lt.models.BCLModel` around the model."""
+        return BCLModel(model)
 
     def set_class_weight(self, weight: Any) -> None:
         if weight is not None:

@@ -23,7 +23,6 @@ from ..class_distribution import ClassDistribution
 from ..losses import create_loss
 from ..losses._factory import TIMM_LOSS_NAMES
 from ..losses.drw import DeferredReweighting
-from ..models.bcl import BCLModel
 from ..models.cosine_classifier import use_cosine_classifier
 from ..samplers import list_samplers
 from .config import ConfigError, one_line
@@ -133,13 +132,12 @@ def initialize(
 
 
 def training_model(args: Namespace, model: nn.Module) -> nn.Module:
-    """The model with the heads that the loss needs in training only (BCL)."""
-    if args.loss != 'bcl':
-        return model
+    """The model with the heads that the loss needs in training only."""
+    wrap_model = LOSSES.trait(args.loss, 'wrap_model', None)
     try:
-        return BCLModel(model)
+        return model if wrap_model is None else wrap_model(model)
     except ValueError as e:
-        raise ConfigError(f'loss bcl: {e}') from e
+        raise ConfigError(f'loss {args.loss}: {e}') from e
 
 
 def wants_cosine(args: Namespace) -> bool:
@@ -154,7 +152,7 @@ def cosine_scale(args: Namespace) -> float:
 
 
 def _loss_on_cosines(args: Namespace) -> bool:
-    return args.loss in LOSSES and getattr(LOSSES.info(args.loss).factory, 'cosine_classifier', False)
+    return LOSSES.trait(args.loss, 'cosine_classifier', False)
 
 
 def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from .._registry import LOSSES, SAMPLERS
 from ..class_distribution import ClassDistribution
 from ..data import (
     Augmentation,
@@ -13,6 +14,7 @@ from ..data import (
     ImagesDoNotFit,
     ImageSubset,
     InMemoryImages,
+    contrastive_views,
     create_dataset,
     create_eval_loader,
     create_train_loader,
@@ -23,7 +25,6 @@ from ..data import (
     keep_in_memory,
     long_tailed_subset,
     split_validation,
-    three_views,
 )
 from ..samplers import create_sampler
 from .config import ConfigError, one_line
@@ -159,12 +160,13 @@ def build_loaders(
         'workers': args.workers,
     }
     augmentation = build_augmentation(args, config, data.train)
+    views = LOSSES.trait(args.loss, 'views', 1)
     try:
         sampler = create_sampler(
             args.sampler, data.train.targets, seed=args.seed, **sampler_options(args))
         train = create_train_loader(
             data.train, sampler, augmentation, args.batch_size, seed=args.seed,
-            transform=three_views(augmentation) if args.loss == 'bcl' else None, **where)
+            transform=contrastive_views(augmentation, views) if views > 1 else None, **where)
     except (AssertionError, TypeError, ValueError) as e:  # timm asserts what --aa says
         aa = f' (--aa {args.aa})' if isinstance(e, AssertionError) and args.aa else ''
         raise ConfigError(f'sampler {args.sampler!r} or augmentation{aa}: {one_line(e)}') from e
@@ -232,6 +234,6 @@ def build_augmentation(args: Namespace, config: dict[str, Any], images: Any) -> 
 
 def sampler_options(args: Namespace) -> dict[str, Any]:
     options = dict(args.sampler_kwargs)
-    if args.sampler == 'progressive':
+    if args.sampler in SAMPLERS and 'num_epochs' in SAMPLERS.info(args.sampler).needs:
         options.setdefault('num_epochs', args.epochs)
     return options

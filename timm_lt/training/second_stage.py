@@ -71,7 +71,7 @@ def create_method(args: Namespace, class_counts: Any) -> Stage2Method:
                 raise ConfigError(f'--stage2 {args.stage2} is fitted in closed form: --stage2-{name} has no meaning')
     if args.stage2_cache_features and not method.caches_features:
         raise ConfigError(f'--stage2 {args.stage2} changes the features while it trains: they cannot be cached')
-    if _loss_trait(args, method, 'takes_views'):
+    if _loss_trait(args, method, 'views', 1) > 1:
         raise ConfigError(
             f'--stage2-loss {args.stage2_loss} compares several views of an image, and the second stage has one; '
             f'choose another loss')
@@ -108,16 +108,15 @@ def _prepared(args: Namespace, class_counts: Any, model: nn.Module) -> Stage2Met
         raise ConfigError(f'--stage2 {args.stage2}: {e}') from e
     # a classifier with a scale of its own would be scaled twice
     cosines = any(isinstance(m, CosineClassifier) and float(m.scale) == 1 for m in method.modules())
-    if _loss_trait(args, method, 'cosine_classifier') and not cosines:
+    if _loss_trait(args, method, 'cosine_classifier', False) and not cosines:
         raise ConfigError(
             f'--stage2-loss {args.stage2_loss} is defined on cosines, which the classifier of this model does not '
             f'give; choose another loss, or give --loss {args.stage2_loss} too, which makes it a cosine classifier')
     return method
 
 
-def _loss_trait(args: Namespace, method: Stage2Method, trait: str) -> bool:
-    name = args.stage2_loss or method.loss
-    return name in LOSSES and getattr(LOSSES.info(name).factory, trait, False)
+def _loss_trait(args: Namespace, method: Stage2Method, trait: str, default: Any) -> Any:
+    return LOSSES.trait(args.stage2_loss or method.loss, trait, default)
 
 
 def second_stage_args(args: Namespace, method: Stage2Method) -> Namespace:

@@ -139,7 +139,7 @@ class CCSAM(SharpnessAware):
         closed = self._closed
         if closed is not None and closure.sharded and not isinstance(closed.head, nn.Linear):
             closed = None
-        if closed is not None and not getattr(closure.criterion, 'takes_views', False):  # needs more than the logits
+        if closed is not None and getattr(closure.criterion, 'views', 1) == 1:  # else it takes more than the logits
             return closed.gradients(closure, scale=radii[0])
         if self.local_ascent and closure.world_size > 1:
             raise ValueError("CCSAM: local_ascent=True needs layers='classifier'; use local_ascent=False")
