@@ -9,6 +9,8 @@ import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -53,14 +55,20 @@ def nothing_is_lost(folder: RunFolder) -> Iterator[None]:
             2 if isinstance(e, MENDABLE) else 1) from e
 
 
-def write_ornaments(folder: RunFolder) -> str:
-    """Write report, plots and model card from the files of the run.
+def write_ornaments(folder: RunFolder, tested: Any) -> str:
+    """Write pictures of mistakes, report, plots and model card from the files of the run.
+
+    Args:
+        folder: Of the run.
+        tested: The tested images.
 
     Returns:
         What is missing and how to make it; empty where everything was written.
     """
     missing = []
-    for name, write in (('report.html and plots/', folder.write_report), ('hub/README.md', folder.write_card)):
+    for name, write in (
+            ('mistakes.zip', partial(folder.write_mistakes, tested)), ('report.html and plots/', folder.write_report),
+            ('hub/README.md', folder.write_card)):
         try:
             write()
         except Exception as e:  # a drawing fails in many ways, and none is worth a trained network

@@ -76,6 +76,12 @@ class RunFolder:
         (new / 'selection.json').write_text(json.dumps({'epoch': epoch, 'chosen_by': 'nothing: the last epoch'}))
         replace_folder(new, self.path / 'best')
 
+    def write_mistakes(self, tested: Any) -> None:
+        """``mistakes.zip``, pictures of the tested images that the report shows."""
+        if self.writes:
+            from ..evaluate.reports import write_mistakes
+            write_mistakes(self.path, tested)
+
     def write_report(self) -> None:
         """``report.html`` and ``plots/``, from the files of the run."""
         if self.writes:

@@ -135,7 +135,7 @@ def run(args: Namespace) -> dict[str, Any]:
     with nothing_is_lost(folder):
         metrics = _evaluate_and_write(
             args, accelerator, folder, trainer, data, model_args, data_config, test_loader, rule)
-    missing = write_ornaments(folder)
+    missing = write_ornaments(folder, data.test)
     if accelerator.is_main_process:
         sys.stdout.write(summary_table(metrics, folder.path))
     accelerator.wait_for_everyone()

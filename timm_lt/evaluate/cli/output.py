@@ -89,9 +89,8 @@ def write_output(folder: Path, output: Output) -> int:
         write_text(folder / 'args.yaml', yaml.safe_dump(output.recipe, sort_keys=False))
     write_text(folder / 'metrics.json', json.dumps(json_ready(metrics), indent=1, allow_nan=False) + '\n')
     try:
-        if output.dataset is not None and output.logits is not None:
-            write_mistakes(
-                folder, output.dataset, output.logits, output.targets, output.distribution, metrics['split_rule'])
+        if output.dataset is not None:
+            write_mistakes(folder, output.dataset)
         page = write_report(folder)
     except Exception as e:  # the figures are worth more than their pictures
         sys.stdout.write(summary(metrics) + f'metrics: {printable(folder / "metrics.json")}\n')

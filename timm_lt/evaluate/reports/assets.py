@@ -26,22 +26,27 @@ th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--li
 th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--ink); background: var(--paper); }
 .tall th { position: sticky; top: 0; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child, td:first-child, td.text, th.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.classes td:first-child { min-width: 110px; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
+table.text td.text { min-width: 130px; overflow-wrap: anywhere; }
+table.even { table-layout: fixed; } table.even td, table.even th { text-align: left; white-space: normal; }
+table.classes td:first-child { min-width: 110px; overflow-wrap: anywhere; }
 td.best { font-weight: 700; } td small { color: var(--soft); display: block; }
 .absent { color: #8b929a; font-style: italic; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.facts td:first-child { width: 230px; color: var(--soft); }
 table.heat { width: auto; } table.heat td { text-align: center; min-width: 46px; border: 2px solid var(--paper); }
-table.heat th, table.heat td:first-child { border: 0; } table.heat th { text-align: center; vertical-align: bottom; }
+table.heat th, table.heat td:first-child { border: 0; }
+table.heat th { text-align: center; vertical-align: bottom; min-width: 46px; max-width: 86px; overflow-wrap: anywhere; }
 table.heat td.on { color: var(--mark); } table.heat td.own { font-weight: 700; }
-table.heat td:first-child { min-width: 90px; }
+table.heat td:first-child { min-width: 90px; text-align: right; overflow-wrap: anywhere; }
+table.heat td.zero { color: var(--soft); }
 th[aria-sort] { cursor: pointer; user-select: none; } th[aria-sort]:hover { color: var(--ink); }
 th[aria-sort=ascending]::after { content: " \\25B2"; font-size: 10px; }
 th[aria-sort=descending]::after { content: " \\25BC"; font-size: 10px; }
 input[type=search] { font: inherit; color: var(--ink); background: var(--pale); border: 1px solid var(--line);
   border-radius: 4px; padding: 5px 10px; width: 100%; max-width: 320px; margin: 0 0 10px; }
 figure { margin: 20px 0 8px; } figure img { max-width: 100%; height: auto; display: block; }
+figure.full img { width: 100%; }
 figcaption { color: var(--soft); font-size: 13px; max-width: 75ch; margin-top: 4px; }
 .pair { display: flex; flex-wrap: wrap; gap: 24px; align-items: flex-start; }
 .pair > * { flex: 1 1 380px; min-width: 0; }
@@ -58,7 +63,8 @@ details { margin: 12px 0; } summary { cursor: pointer; color: var(--deep); font-
 footer { color: var(--soft); font-size: 13px; margin-top: 48px; border-top: 1px solid var(--line); padding-top: 12px; }
 @media (max-width: 640px) {
   body { padding: 20px 14px 40px; } .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  th, td { padding: 5px 6px; } .bar { display: none; } table.facts td:first-child { width: 40%; }
+  table { font-size: 12.5px; } th, td { padding: 5px 4px; } table.classes td:first-child { min-width: 84px; }
+  .bar { display: none; } table.facts td:first-child { width: 40%; }
 }
 @media print { body { padding: 0; } h2 { break-after: avoid; } figure, .tiles { break-inside: avoid; }
   .tall { max-height: none; } input[type=search] { display: none; } }

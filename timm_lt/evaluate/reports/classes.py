@@ -9,6 +9,7 @@ import numpy as np
 
 from ...class_distribution import SPLIT_NAMES, ClassDistribution
 from .html import escape, table
+from .plots.style import short
 
 MATRIX_UP_TO = 20  # classes; of more, the largest confusions are listed
 LISTED = 15  # confusions
@@ -83,9 +84,10 @@ def confusion(run: Mapping[str, Any]) -> str:
     pairs = confusion_counts(run['predicted'], run['targets'])
     m = run['metrics']
     tested = np.bincount(run['targets'], minlength=m['num_classes'])
-    names = [escape(n) for n in run['class_names'] or range(m['num_classes'])]
+    plain = run['class_names'] or [f'class {c}' for c in range(m['num_classes'])]
+    names = [escape(n) for n in plain]
     if m['num_classes'] <= MATRIX_UP_TO:
-        return _matrix(m, pairs, tested, names)
+        return _matrix(m, pairs, tested, names, [escape(short(n, 12)) for n in plain])
     rows = [
         f"<td>{names[true]}</td><td class='text'>{names[predicted]}</td><td>{images}</td>"
         f'<td>{100 * images / tested[true]:.1f}</td>' for true, predicted, images in pairs[:LISTED].tolist()]
@@ -95,16 +97,23 @@ def confusion(run: Mapping[str, Any]) -> str:
     return table(head, rows) + f'<figcaption>The {len(rows)} largest confusions of {len(pairs)}.</figcaption>'
 
 
-def _matrix(m: Mapping[str, Any], pairs: np.ndarray, tested: np.ndarray, names: Sequence[str]) -> str:
+def _matrix(
+        m: Mapping[str, Any],
+        pairs: np.ndarray,
+        tested: np.ndarray,
+        names: Sequence[str],
+        heads: Sequence[str],
+) -> str:
     values = np.zeros((len(names), len(names)))
     for true, predicted, images in pairs.tolist():
         values[true, predicted] = 100 * images / tested[true]
     for c, accuracy in enumerate(m['per_class']):
         values[c, c] = np.nan if accuracy is None else accuracy
     order = sorted(range(len(names)), key=lambda c: -m['train_images_per_class'][c])
-    shown = [names[c] for c in order]
-    note = '<figcaption>Percent of the test images of a row, predicted as the class of a column. Largest class first.'
-    return heat_table(values[np.ix_(order, order)], shown, shown) + note + '</figcaption>'
+    rows, columns = [names[c] for c in order], [heads[c] for c in order]
+    return heat_table(values[np.ix_(order, order)], rows, columns) + (
+        '<figcaption>Percent of the test images of a row, predicted as the class of a column. Largest class first.'
+        '</figcaption>')
 
 
 def heat_table(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
@@ -117,7 +126,7 @@ def heat_table(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) 
             if value != value:
                 cells.append("<td class='absent'>–</td>")
                 continue
-            kind = ' '.join((['on'] if value > 55 else []) + (['own'] if j == k else []))
+            kind = ' '.join(word for word, holds in (('on', value > 55), ('own', j == k), ('zero', not value)) if holds)
             shown = f'{value:.1f}' if 0 < value < 9.95 else f'{value:.0f}'
             cells.append(f"<td class='{kind}' style='background:rgb(var(--heat)/{value / 100:.2f})'>{shown}</td>")
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")

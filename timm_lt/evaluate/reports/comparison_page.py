@@ -130,4 +130,4 @@ def _protocol_table(groups: Sequence[Mapping[str, Any]]) -> str:
         if any(v not in (None, '') for v in values):
             cells = ''.join(f"<td class='text'>{escape(v)}</td>" for v in values)
             rows.append(f'<td>{escape(title_of(key))}</td>{cells}')
-    return table(['', *(escape(g['name']) for g in groups)], rows)
+    return table(['', *(escape(g['name']) for g in groups)], rows, 'text')

@@ -24,18 +24,19 @@ def page(title: str, body: str) -> str:
         f'<body>{body}<footer>{FOOTER}</footer><script>{SCRIPT}</script></body></html>\n')
 
 
-def picture(draw: Callable[..., Any], name: str, caption: str = '') -> str:
+def picture(draw: Callable[..., Any], name: str, caption: str = '', full: bool = False) -> str:
     """A plot in two layouts, of which a narrow screen shows the narrow one.
 
     Args:
         draw: Returns the figure; takes ``narrow``.
         name: Of the plot, for readers who do not see it.
         caption: HTML.
+        full: Whether the plot takes the width of the page.
     """
     wide, narrow = (data_uri('image/svg+xml', to_svg(draw(narrow=narrow)).encode()) for narrow in (False, True))
     note = f'<figcaption>{caption}</figcaption>' if caption else ''
     return (
-        f"<figure><picture><source media='(max-width: 640px)' srcset='{narrow}'>"
+        f"<figure{' class=full' if full else ''}><picture><source media='(max-width: 640px)' srcset='{narrow}'>"
         f"<img alt='{escape(title_of(name))}' src='{wide}'></picture>{note}</figure>")
 
 
@@ -48,11 +49,11 @@ def data_uri(kind: str, content: bytes) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def table(head: Sequence[str], rows: Sequence[str]) -> str:
+def table(head: Sequence[str], rows: Sequence[str], kind: str = '') -> str:
     """A table that scrolls sideways where it is too wide; cells of ``head`` are HTML, rows are runs of ``<td>``."""
     body = ''.join(f'<tr>{row}</tr>' for row in rows)
     return (
-        f"<div class='scroll'><table><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
+        f"<div class='scroll'><table class='{kind}'><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
         f'<tbody>{body}</tbody></table></div>')
 
 

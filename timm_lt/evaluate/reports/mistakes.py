@@ -12,10 +12,11 @@ import torch
 from ..._files import whole_file
 from ...class_distribution import SPLIT_NAMES, ClassDistribution
 from ...data.reading import read_sample
+from ...data.unreadable import without_transform
 from ..metrics import check_predictions, predict
 from .html import data_uri, escape
+from .runs import MISTAKES, load_run
 
-FILE = 'mistakes.zip'
 PER_SPLIT = 8
 SIDE = 160  # pixels of a picture at most
 
@@ -45,42 +46,33 @@ def worst_mistakes(logits: Any, targets: Any, splits: Mapping[str, Any]) -> list
     return found
 
 
-def write_mistakes(
-        folder: str | Path,
-        dataset: Any,
-        logits: Any,
-        targets: Any,
-        class_counts: Any,
-        split_rule: str = 'gt100_lt20',
-) -> None:
-    """Write ``mistakes.zip`` of a run folder, which its report shows.
+def write_mistakes(run_dir: str | Path, dataset: Any) -> None:
+    """Write ``mistakes.zip`` of a run, which its report shows, from its metrics and logits.
 
     Args:
-        folder: The run folder.
-        dataset: The tested images, map-style, PIL image and label; a transform must have been taken off.
-        logits: Predictions for its images in its order, (N, C).
-        targets: True classes, (N,).
-        class_counts: Training images per class, (C,), or a :class:`ClassDistribution`.
-        split_rule: A rule of :meth:`ClassDistribution.splits`.
+        run_dir: The run folder; without logits nothing is written.
+        dataset: The tested images in the order of the logits, map-style, (PIL image, label); its transform is not
+            applied.
+
+    Raises:
+        ImageReadError: If an image cannot be read.
     """
-    distribution = class_counts if isinstance(class_counts, ClassDistribution) else ClassDistribution(class_counts)
-    found = worst_mistakes(torch.as_tensor(logits), targets, distribution.splits(split_rule))
-    with whole_file(Path(folder) / FILE) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
+    run = load_run(run_dir)
+    if run['logits'] is None:
+        return
+    images, m = without_transform(dataset), run['metrics']
+    splits = ClassDistribution(m['train_images_per_class']).splits(m['split_rule'])
+    found = worst_mistakes(torch.as_tensor(run['logits']).float(), run['targets'], splits)
+    with whole_file(Path(run_dir) / MISTAKES) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         for k, mistake in enumerate(found):
-            image = read_sample(dataset, mistake['image'])[0].convert('RGB')
-            image.thumbnail((SIDE, SIDE))
+            picture = read_sample(images, mistake['image'])[0].convert('RGB')
+            picture.thumbnail((SIDE, SIDE))
+            kind = 'png' if max(picture.size) < 64 else 'jpeg'
             buffer = io.BytesIO()
-            image.save(buffer, 'png' if max(image.size) < 64 else 'jpeg')
-            mistake['file'] = f'{k}.{"png" if max(image.size) < 64 else "jpg"}'
+            picture.save(buffer, kind)
+            mistake['file'] = f'{k}.{kind}'
             archive.writestr(mistake['file'], buffer.getvalue())
         archive.writestr('mistakes.json', json.dumps(found, indent=1))
-
-
-def read_mistakes(path: Path) -> list[dict[str, Any]]:
-    """Entries of a ``mistakes.zip`` with the bytes of each ``picture``."""
-    with zipfile.ZipFile(path) as archive:
-        found = json.loads(archive.read('mistakes.json'))
-        return [{**mistake, 'picture': archive.read(mistake['file'])} for mistake in found]
 
 
 def mistakes_section(run: Mapping[str, Any]) -> str:
@@ -99,7 +91,7 @@ def mistakes_section(run: Mapping[str, Any]) -> str:
 
 def _picture(mistake: Mapping[str, Any], names: Sequence[str] | None) -> str:
     true, predicted = (escape(names[mistake[k]] if names else f'class {mistake[k]}') for k in ('true', 'predicted'))
-    kind = 'image/png' if mistake['file'].endswith('.png') else 'image/jpeg'
+    kind = f"image/{mistake['file'].rpartition('.')[2]}"
     return (
         f"<figure><img alt='{true}, predicted {predicted}' src='{data_uri(kind, mistake['picture'])}'>"
         f"<figcaption><b>{true}</b><br>predicted {predicted}, {100 * mistake['confidence']:.0f}%</figcaption></figure>")

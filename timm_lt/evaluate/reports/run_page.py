@@ -21,6 +21,7 @@ CAPTIONS = {
     'landscape_surface': 'Red cross: the trained weights.',
     'gkp_inner_life': 'Of the training images only. Groups and penalty begin with the first grouping.',
 }
+FULL = ('per_class', 'reliability', 'training_curves', 'gkp_inner_life', 'landscape_surface')  # width of the page
 FILES = {'metrics.json': 'application/json', 'summary.csv': 'text/csv', 'args.yaml': 'text/plain'}
 
 
@@ -77,7 +78,7 @@ def run_page(run: Mapping[str, Any]) -> str:
     m, figures = run['metrics'], run_figures(run)
 
     def shown(name: str) -> str:
-        return picture(figures[name], name, CAPTIONS.get(name, '')) if name in figures else ''
+        return picture(figures[name], name, CAPTIONS.get(name, ''), name in FULL) if name in figures else ''
 
     lead = [dataset_of(m), m.get('model'), parameters_of(m.get('num_parameters')), f"{m['num_images']} test images",
             f"{m['num_classes']} classes", f"split rule {m['split_rule']}",
@@ -89,12 +90,13 @@ def run_page(run: Mapping[str, Any]) -> str:
     ]
     if m.get('corrected'):
         body.append('<h2>With the post-hoc correction</h2>' + sections.with_correction(m))
-    body.append('<h2>Accuracy by class size</h2>' + shown('accuracy_by_class_size') + shown('per_class'))
-    pair = f"<div>{sections.split_confusion(m)}</div>" if m.get('split_confusion') else ''
-    body.append(f"<div class='pair'>{pair}{shown('weight_norms')}</div>")
+    body.append('<h2>Accuracy by class size</h2>')
+    body.append(f"<div class='pair'>{shown('accuracy_by_class_size')}{shown('weight_norms')}</div>{shown('per_class')}")
     body.append(f'<h2>Classes</h2>{class_table(rows)}')
+    if m.get('split_confusion'):
+        body.append('<h2>Confusion</h2>' + sections.split_confusion(m))
     if run['predicted'] is not None:
-        body.append(f'<h2>Confusion of classes</h2>{confusion(run)}')
+        body.append(f'<h3>Confusion of classes</h3>{confusion(run)}')
     body.append(mistakes_section(run))
     if 'reliability' in figures:
         body.append('<h2>Calibration</h2>' + shown('reliability'))

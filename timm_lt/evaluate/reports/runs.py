@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ import torch
 from ..._private_options import PRIVATE_OPTIONS, RECIPE_NOTES
 from ...class_distribution import ClassDistribution
 from ..metrics import check_predictions, compare, correction_method, merge_seeds, predict
-from .mistakes import FILE, read_mistakes
 
 NOT_OF_RECIPE = PRIVATE_OPTIONS | RECIPE_NOTES | {'seed'}
+MISTAKES = 'mistakes.zip'  # pictures of mistakes and ``mistakes.json``
 FIGURES = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
 )
@@ -50,8 +50,8 @@ def load_run(run_dir: str | Path) -> dict[str, Any]:
                 run['predicted'] = data['predictions'] if run['logits'] is None else _predicted(run)
         if (run_dir / 'class_distribution.json').is_file():
             run['class_names'] = ClassDistribution.from_json(run_dir / 'class_distribution.json').class_names
-        if (run_dir / FILE).is_file():
-            run['mistakes'] = read_mistakes(run_dir / FILE)
+        if (run_dir / MISTAKES).is_file():
+            run['mistakes'] = _mistakes(run_dir / MISTAKES)
         if (run_dir / 'args.yaml').is_file():
             import yaml
             run['args'] = yaml.safe_load((run_dir / 'args.yaml').read_text(encoding='utf-8'))
@@ -70,6 +70,12 @@ def read_summary(path: str | Path) -> list[dict[str, Any]]:
     """Rows of ``summary.csv``: numbers, lists for cells of several (``250/30``, ``-`` for none), None for all else."""
     with open(path, newline='', encoding='utf-8') as f:
         return [{key: _cell(value) for key, value in row.items() if key} for row in csv.DictReader(f)]
+
+
+def _mistakes(path: Path) -> list[dict[str, Any]]:
+    with ZipFile(path) as archive:
+        found = json.loads(archive.read('mistakes.json'))
+        return [{**mistake, 'picture': archive.read(mistake['file'])} for mistake in found]
 
 
 def _predicted(run: Mapping[str, Any]) -> np.ndarray:

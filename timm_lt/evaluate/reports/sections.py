@@ -50,8 +50,7 @@ def _worst(m: Mapping[str, Any]) -> str:
 def further_figures(m: Mapping[str, Any]) -> str:
     figures = [('harmonic_mean', 'harmonic mean'), ('geometric_mean', 'geometric mean'), ('macro_f1', 'macro-F1'),
                *[(f'ece_{n}', f'ECE {n}') for n in SPLIT_NAMES]]
-    return table(['', *(label for _, label in figures)], [
-        '<td>further figures</td>' + ''.join(cell(m.get(key)) for key, _ in figures)]) + (
+    return table([label for _, label in figures], [''.join(cell(m.get(key)) for key, _ in figures)], 'even') + (
         '<figcaption>Harmonic and geometric mean are over the accuracies of the classes.</figcaption>')
 
 
@@ -92,7 +91,7 @@ def open_set(found: Any) -> str:
     predictions = f" Predictions: {escape(r['predictions'])}." if r.get('predictions') else ''
     return (
         f"<p>{r['num_known']} images of known classes, {r['num_unknown']} of unknown ones.{predictions}</p>"
-        + table(head, rows)
+        + table(head, rows, 'text')
         + ('<figcaption>Accuracies are of the known images; a rejected one counts as wrong.</figcaption>'
            if split_keys else ''))
 

@@ -40,7 +40,7 @@ def accuracy_by_class_size(reports: Mapping[str, Any] | Sequence[Mapping[str, An
     """
     reports = [reports] if isinstance(reports, Mapping) else list(reports)
     single = len(reports) == 1
-    figure, (axes,) = new_figure(1, width=6.4, height=3.6)
+    figure, (axes,) = new_figure(1, width=5.4, height=3.5)
     for k, result in enumerate(reports):
         size, accuracy, classes = _tested(result)
         color, line = RUN_COLORS[k % len(RUN_COLORS)], RUN_LINES[k % len(RUN_LINES)]
@@ -111,7 +111,7 @@ def weight_norms(weight: Any, class_counts: Any, *, split_rule: str = 'gt100_lt2
     splits = distribution.splits(resolve_split_rule(distribution, split_rule))
     order = torch.argsort(distribution.counts, descending=True, stable=True)
     norms = weight.reshape(len(weight), -1).norm(dim=1)[order].numpy()
-    figure, (axes,) = new_figure(1, width=6.4, height=3.2)
+    figure, (axes,) = new_figure(1, width=5.4, height=3.5)
     axes.plot(norms, color=GREY, lw=1, zorder=1)
     for name in SPLIT_NAMES:
         place = splits[name][order].nonzero().flatten().numpy()

@@ -87,6 +87,6 @@ def _reliability_panel(axes: Any, name: str, confidence: Any, right: Any) -> Non
     left = width * np.flatnonzero(filled)
     axes.bar(left, accuracy, width, align='edge', color=SPLIT_COLORS.get(name, '#5b6770'), edgecolor='white',
              linewidth=0.8, zorder=2)
-    axes.plot(mean, accuracy, 'o', color='white', mec=INK, ms=3.6, mew=0.9, zorder=4)
+    axes.plot(mean, accuracy, 'o', color='white', mec=INK, ms=3.6, mew=0.9, zorder=4, clip_on=False)
     for x, a, m in zip(left, accuracy, mean):  # the gap between confidence and accuracy
         axes.plot([x + width / 2] * 2, [a, m], color=ALERT, lw=1.6, zorder=3, solid_capstyle='butt')

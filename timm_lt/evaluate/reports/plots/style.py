@@ -7,6 +7,7 @@ global state, no display.
 import functools
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -85,7 +86,9 @@ def save(figure: Any, path: str | Path, dpi: int | None = None) -> Path:
 def to_svg(figure: Any) -> str:
     """A figure as SVG whose text stays text, and whose colours follow the light or dark scheme of the reader."""
     buffer = io.StringIO()
-    with style():
+    with style(), warnings.catch_warnings():
+        # the reader's fonts draw the text, not those of this machine
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font', UserWarning)
         figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None}, dpi=150)
     text = buffer.getvalue()
     text = text[text.index('<svg'):]
