@@ -231,3 +231,10 @@ def test_counts_beyond_the_classes_are_refused():
         check_class_counts({0: 1, 2: 3}, num_classes=2)
     with pytest.raises(ValueError, match='has 3 entries, but there are 2 classes'):
         check_class_counts([1, 2, 3], num_classes=2)
+
+
+def test_reports_take_labels_of_every_form(labels):
+    from timm_lt import evaluate
+    logits = torch.eye(3)[torch.tensor(LABELS)]
+    report = evaluate.report(logits, labels, COUNTS, split_rule='20,8')
+    assert report['top1'] == 100.0 and report['test_images_per_class'] == [2, 1, 3]

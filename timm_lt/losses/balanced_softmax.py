@@ -40,7 +40,7 @@ def logit_adjustment_loss(
 
 @register_loss('logit_adjustment', paper='Menon et al., ICLR 2021', needs=('class_counts',))
 class LogitAdjustmentLoss(LongTailLoss):
-    """Cross-entropy on logits shifted by tau times the log class prior.
+    """Cross-entropy on logits shifted by tau times the log class prior, Menon et al., Eq. (10).
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.
@@ -65,7 +65,7 @@ def balanced_softmax_loss(logits: Tensor, target: Tensor, log_prior: Tensor, red
 
 @register_loss('balanced_softmax', paper='Ren et al., NeurIPS 2020', needs=('class_counts',))
 class BalancedSoftmaxLoss(LogitAdjustmentLoss):
-    """Cross-entropy on logits shifted by the log class prior.
+    """Cross-entropy on logits shifted by the log class prior, Ren et al., Eq. (3).
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

@@ -49,7 +49,7 @@ def focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, reduction: st
 
 @register_loss('focal', paper='Lin et al., ICCV 2017')
 class FocalLoss(LongTailLoss):
-    """Cross-entropy that counts well-classified samples less.
+    """Cross-entropy that counts well-classified samples less, Lin et al., Eq. (4); with class weights Eq. (5).
 
     Args:
         gamma: Focusing parameter, >= 0; 0 is plain cross-entropy.

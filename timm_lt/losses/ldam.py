@@ -54,7 +54,7 @@ def ldam_loss(
 
 @register_loss('ldam', paper='Cao et al., NeurIPS 2019', needs=('class_counts',))
 class LDAMLoss(LongTailLoss):
-    """Cross-entropy with a margin that grows as classes get smaller, on scaled cosines.
+    """Cross-entropy with a margin that grows as classes get smaller, on scaled cosines, Cao et al., Eq. (13).
 
     The logits must be plain cosines in [-1, 1], from a classifier with normalised features and class vectors and no
     scale of its own; the loss scales them.

@@ -21,6 +21,8 @@ from ._base import CPU, LongTailSampler, shuffle_within
 class ClassBalancedSampler(LongTailSampler):
     """Every class equally often: each C draws in a row, from the start of the epoch, have every class once.
 
+    Kang et al., Eq. (1) with q = 0.
+
     Epoch length N. Within an epoch every image of a class is drawn before any comes again; the next epoch starts new
     random rounds.
 

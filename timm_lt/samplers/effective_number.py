@@ -22,7 +22,7 @@ from ._base import LongTailSampler
 
 @register_sampler('effective_number', paper='Cui et al., CVPR 2019', needs=('targets',))
 class EffectiveNumberSampler(LongTailSampler):
-    """Each image in proportion to 1 / effective number of its class.
+    """Each image in proportion to 1 / effective number of its class, Cui et al., Eq. (2).
 
     Epoch length N; small classes repeat, of large ones a random part is left out.
 

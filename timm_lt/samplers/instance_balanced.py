@@ -16,7 +16,7 @@ from ._base import CPU, LongTailSampler, shuffle_within
 
 @register_sampler('instance_balanced', paper='Kang et al., ICLR 2020', needs=('targets',))
 class InstanceBalancedSampler(LongTailSampler):
-    """Every image once, in a random order.
+    """Every image once, in a random order, Kang et al., Eq. (1) with q = 1.
 
     Epoch length N. With ``num_samples`` above N a second random round follows when the first is used up. A label
     without an image is allowed unless ``num_classes`` is given.

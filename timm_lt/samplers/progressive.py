@@ -22,6 +22,8 @@ from ._base import LongTailSampler
 class ProgressiveSampler(LongTailSampler):
     """From instance-balanced in the first epoch towards class-balanced in the last; needs ``set_epoch``.
 
+    Kang et al., Eq. (2).
+
     Epoch length N. Epochs from ``num_epochs`` on are class-balanced.
 
     Args:

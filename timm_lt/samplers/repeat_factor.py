@@ -23,7 +23,7 @@ from ._base import LongTailSampler, random_quotas
 
 @register_sampler('repeat_factor', paper='Gupta et al., CVPR 2019', needs=('targets',))
 class RepeatFactorSampler(LongTailSampler):
-    """Every image at least once, images of classes rarer than a threshold more often.
+    """Every image at least once, images of classes rarer than a threshold more often, Gupta et al., Appendix B.
 
     Epoch length ``sum_c n_c r_c``, rounded up: longer than N where something repeats. With another ``num_samples`` the
     classes keep the proportions of ``n_c r_c``, and images may be left out.

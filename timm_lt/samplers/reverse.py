@@ -17,6 +17,8 @@ from ._base import LongTailSampler
 class ReverseSampler(LongTailSampler):
     """Classes in proportion to the inverse of their size: the smallest class comes most often.
 
+    Zhou et al., Section 4.1.
+
     Epoch length N; images of small classes repeat many times.
 
     Args:

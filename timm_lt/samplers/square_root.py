@@ -19,6 +19,8 @@ from ._base import LongTailSampler
 class SquareRootSampler(LongTailSampler):
     """Classes in proportion to the square root of their size: half way between instance- and class-balanced.
 
+    Kang et al., Eq. (1) with q = 1/2.
+
     Epoch length N; small classes repeat, of large ones a random part is left out.
 
     Args:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._labels import read_labels
+
 CHUNK_ELEMENTS = 1 << 20  # logits read at a time: bounds the working memory, whatever the size of the test set
 
 
@@ -22,10 +24,13 @@ def check_predictions(logits: Any, targets: Any) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: If a shape or type is wrong, a target is outside [0, C), or there is no image.
     """
-    logits, targets = torch.as_tensor(logits).detach(), torch.as_tensor(targets).detach()
+    logits = torch.as_tensor(logits).detach()
+    if not isinstance(targets, Tensor):
+        targets = read_labels(targets, allow_empty=True)
+    targets = targets.detach()
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(f'logits must be floats of shape (N, C), got {logits.dtype} of shape {tuple(logits.shape)}')
-    if targets.is_floating_point() or targets.shape != logits.shape[:1]:
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.shape != logits.shape[:1]:
         raise ValueError(
             f'targets must be whole numbers of shape ({logits.shape[0]},), '
             f'got {targets.dtype} of shape {tuple(targets.shape)}')
