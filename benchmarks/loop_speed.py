@@ -45,8 +45,11 @@ from accelerate import Accelerator
 from timm.scheduler import create_scheduler_v2
 
 from timm_lt.data import Augmentation, ImageSubset, create_dataset, create_train_loader, keep_in_memory, three_views
+from timm_lt.training.learner import Learner
+from timm_lt.training.options import RunOptions
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.trainer import Trainer
+from timm_lt.training.windows import Windows
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -121,9 +124,9 @@ def ours(args, images, device, folder):
     loader = train_loader(args, images, device, WEAK)
     distribution = timm_lt.ClassDistribution.from_targets(images.targets)
     scheduler, epochs = create_scheduler_v2(optimizer, 'cosine', num_epochs=1000, updates_per_epoch=len(loader))
+    learner = Learner(accelerator, model, torch.nn.CrossEntropyLoss(), optimizer, scheduler)
     trainer = Trainer(
-        accelerator, model, torch.nn.CrossEntropyLoss(), optimizer, scheduler, loader, splits=distribution.splits(),
-        epochs=epochs, folder=RunFolder(Path(folder), True), quiet=True)
+        learner, Windows(loader), epochs, distribution.splits(), RunFolder(Path(folder), True), RunOptions(quiet=True))
 
     def run():
         trainer.progress.step = 0

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from timm_lt.optim import BatchClosure
-from timm_lt.training import build
-from timm_lt.training.config import parse_args
+from timm_lt.training import parse_args
+from timm_lt.training.options import check_names
 
 
 def arguments(tmp_path, **options):
@@ -29,9 +29,9 @@ def test_the_script_understands_every_run_that_is_planned(tmp_path, protocol):
     assert [run.method for run in runs] == methods
     for run in runs:
         args = parse_args(run.options)
-        build.check_names(args)
-        assert (args.seed, args.imbalance_ratio) == (0, 100)
-        assert args.epochs == (0 if protocol == 'quick' and accuracy.METHODS[run.method].after else
+        check_names(args)
+        assert (args.run.seed, args.data.imbalance_ratio) == (0, 100)
+        assert args.schedule.epochs == (0 if protocol == 'quick' and accuracy.METHODS[run.method].after else
                                20 if protocol == 'quick' else 200)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,16 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Move ``new`` to the path ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
+    old = folder.with_name(folder.name + '.old')
+    if folder.exists():  # else a kill has left `old` alone: it stays until `new` is in place
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:

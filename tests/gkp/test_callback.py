@@ -2,7 +2,6 @@ import importlib
 import io
 import json
 import logging
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +20,8 @@ from timm_lt.gkp import (
     images_per_class,
 )
 from timm_lt.optim import BatchClosure
+from timm_lt.training.pipeline import InputPipeline
+from timm_lt.training.trainer import Trainer
 
 
 def train(trainer, gkp, first, last):
@@ -217,9 +218,9 @@ def test_grouping_that_never_comes_is_told_at_the_start(caplog, options, warns):
 def test_options_that_cannot_be_meant_are_refused(options, message):
     from timm_lt.training import ConfigError
     from timm_lt.training.build import build_gkp
-    args = Namespace(opt='gsa', seed=0, gkp_kwargs=options)
+    from timm_lt.training.options import GKPOptions
     with pytest.raises(ConfigError, match=message):
-        build_gkp(args, Loader(), ClassDistribution(COUNTS), {})
+        build_gkp(GKPOptions(gkp=True, gkp_kwargs=options), 0, Loader(), ClassDistribution(COUNTS), {})
 
 
 def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monkeypatch, capsys):
@@ -239,18 +240,24 @@ def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monk
             assert reads == ['trained'], 'a test image was read in training'
             return iter(self.loader)
 
-    build_loaders, fit = training.build_loaders, training.Trainer.fit
+    evaluation, build_data, fit = InputPipeline.evaluation, training.build_data, Trainer.fit
+    parts = []
 
-    def guarded(*args):
-        train, validation, test = build_loaders(*args)
-        return train, validation, Guard(test)
+    def noted(options):
+        parts.append(build_data(options))
+        return parts[0]
+
+    def guarded(self, images):
+        loader = evaluation(self, images)
+        return Guard(loader) if images is parts[0].test else loader
 
     def fit_and_note(self):
         fit(self)
         reads.append('trained')
 
-    monkeypatch.setattr(training, 'build_loaders', guarded)
-    monkeypatch.setattr(training.Trainer, 'fit', fit_and_note)
+    monkeypatch.setattr(training, 'build_data', noted)
+    monkeypatch.setattr(InputPipeline, 'evaluation', guarded)
+    monkeypatch.setattr(Trainer, 'fit', fit_and_note)
     for name in ('write_report', 'write_hub', 'write_card'):  # slow, and not of interest here
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
     status = training.main([
@@ -274,13 +281,13 @@ def test_early_best_epoch_is_reported_with_the_time_of_the_whole_run(tmp_path, m
     def falling(*args):
         return lambda trainer: {'top1': 50.0 - trainer.progress.epoch}
 
-    def fit_and_note(self, fit=training.Trainer.fit):
+    def fit_and_note(self, fit=Trainer.fit):
         fit(self)
         seconds.append((self.progress.train_seconds, self.progress.images))
 
     monkeypatch.setattr('timm_lt.gkp.quality.FeatureQuality.score', rising)
-    monkeypatch.setattr(training, 'validation_figures', falling)
-    monkeypatch.setattr(training.Trainer, 'fit', fit_and_note)
+    monkeypatch.setattr('timm_lt.training.stage.validation_figures', falling)
+    monkeypatch.setattr(Trainer, 'fit', fit_and_note)
     for name in ('write_report', 'write_hub', 'write_card'):
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)
     status = training.main([

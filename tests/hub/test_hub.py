@@ -42,7 +42,7 @@ def test_hub_folder_holds_weights_counts_recipe_figures_correction_card_and_plot
 
 def test_hub_folder_recipe_is_accepted_by_the_script(run_dir):
     args = parse_args(['--config', str(run_dir / 'hub' / 'recipe.yaml')])
-    assert (args.model, args.dataset) == ('resnet20_cifar', 'torch/cifar10')
+    assert (args.model.model, args.data.dataset) == ('resnet20_cifar', 'torch/cifar10')
 
 
 def test_card_metadata_holds_the_measured_figures_and_their_protocol(run_dir):
@@ -133,7 +133,7 @@ def test_shipped_digits_load_without_a_network_and_have_the_figures_of_their_car
 
 
 def test_shipped_digits_are_the_run_without_options():
-    recipe, default = load('digits').recipe, configuration(vars(parse_args([])))
+    recipe, default = load('digits').recipe, configuration(parse_args([]))
     assert {k: v for k, v in recipe.items() if k in default and default[k] != v} == {}
 
 

@@ -11,9 +11,12 @@ from timm.scheduler import create_scheduler_v2
 
 from timm_lt.training.checkpoint import CheckpointError, load_checkpoint, replace_folder, save_checkpoint
 from timm_lt.training.config import ConfigError, parse_args, to_yaml
-from timm_lt.training.outputs import RunFolder, choose_folder
-from timm_lt.training.run import check_same_configuration
+from timm_lt.training.learner import Learner
+from timm_lt.training.options import RunOptions
+from timm_lt.training.outputs import RunFolder
+from timm_lt.training.resume import check_same_configuration, choose_folder
 from timm_lt.training.trainer import Trainer
+from timm_lt.training.windows import Windows
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_a_failed_save_keeps_the_older_checkpoint_and_leaves_no_part(tmp_path, a
 def test_a_folder_left_by_a_kill_stays_until_the_next_is_in_place(tmp_path, monkeypatch):
     for name in ('last.old', 'last.new'):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr('timm_lt.training.checkpoint.os.replace', lambda *names: 1 / 0)  # killed again
+    monkeypatch.setattr('timm_lt._files.os.replace', lambda *names: 1 / 0)  # killed again
     with pytest.raises(ZeroDivisionError):
         replace_folder(tmp_path / 'last.new', tmp_path / 'last')
     assert (tmp_path / 'last.old').is_dir()
@@ -131,14 +134,13 @@ def test_plateau_resumes_with_what_it_has_counted(tmp_path, accelerator):
         model, optimizer = accelerator.prepare(model, optimizer)
         scheduler, _ = create_scheduler_v2(
             optimizer, sched='plateau', num_epochs=40, warmup_epochs=0, patience_epochs=3, plateau_mode='max')
-        return Trainer(
-            accelerator, model, torch.nn.CrossEntropyLoss(), optimizer, scheduler, [],
-            splits={'many': torch.ones(2) > 0}, epochs=40, folder=RunFolder(tmp_path))
+        learner = Learner(accelerator, model, torch.nn.CrossEntropyLoss(), optimizer, scheduler)
+        return Trainer(learner, Windows([]), 40, {'many': torch.ones(2) > 0}, RunFolder(tmp_path), RunOptions())
 
     def rates(trainer, epochs):
         rates = []
         for epoch in epochs:
-            trainer.scheduler.step(epoch + 1, 50.0 - epoch)
+            trainer.learner.scheduler.step(epoch + 1, 50.0 - epoch)
             rates.append(trainer.optimizer.param_groups[0]['lr'])
         return rates
 

@@ -21,7 +21,7 @@ def averaged(updates, *options):
     """The average of 1 after so many updates that began at 0 and were 1 from the second one on: 1 - share of 0."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    ema = build.build_ema(parse_args(['--model-ema', *options]), model, updates)
+    ema = build.build_ema(parse_args(['--model-ema', *options]).model, model, updates)
     ema.update(model, 1)
     torch.nn.init.ones_(model.weight)
     for step in range(2, updates + 1):
@@ -39,11 +39,12 @@ def test_a_short_run_forgets_the_initial_weights(updates):
 def test_a_long_run_keeps_the_decay_that_is_asked_for():
     ema, value = averaged(500, '--model-ema-decay', '0.99')
     assert not ema.use_warmup and ema.get_decay(500) == 0.99 and value == pytest.approx(1 - 0.99 ** 499, abs=1e-5)
-    args = parse_args(['--model-ema'])
-    assert build.build_ema(args, torch.nn.Linear(1, 1), 22_000).use_warmup
-    assert not build.build_ema(args, torch.nn.Linear(1, 1), 24_000).use_warmup
-    assert build.build_ema(parse_args(['--model-ema', '--model-ema-warmup']), torch.nn.Linear(1, 1), 24_000).use_warmup
-    assert build.build_ema(parse_args([]), torch.nn.Linear(1, 1), 10) is None
+    options = parse_args(['--model-ema']).model
+    assert build.build_ema(options, torch.nn.Linear(1, 1), 22_000).use_warmup
+    assert not build.build_ema(options, torch.nn.Linear(1, 1), 24_000).use_warmup
+    always = parse_args(['--model-ema', '--model-ema-warmup']).model
+    assert build.build_ema(always, torch.nn.Linear(1, 1), 24_000).use_warmup
+    assert build.build_ema(parse_args([]).model, torch.nn.Linear(1, 1), 10) is None
 
 
 def test_a_run_says_that_its_average_warms_up(tmp_path, caplog):

@@ -36,14 +36,14 @@ def test_the_option_has_three_values_on_the_command_line_and_in_files(tmp_path, 
         (tmp_path / 'recipe.yaml').write_text(f'channels_last: {given}\n')
         given = ['--config', str(tmp_path / 'recipe.yaml')]
     args = parse_args(given)
-    assert args.channels_last is expected
+    assert args.model.channels_last is expected
     (tmp_path / 'again.yaml').write_text(to_yaml(args))
-    assert parse_args(['--config', str(tmp_path / 'again.yaml')]).channels_last is expected
+    assert parse_args(['--config', str(tmp_path / 'again.yaml')]).model.channels_last is expected
 
 
 def test_a_run_may_be_resumed_in_another_memory_format():
     # it says how the network is executed, and older runs have written `false`
-    assert configuration(vars(parse_args([]))) == configuration(vars(parse_args(['--no-channels-last'])))
+    assert configuration(parse_args([])) == configuration(parse_args(['--no-channels-last']))
 
 
 @pytest.mark.parametrize('name, options', [

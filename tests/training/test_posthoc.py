@@ -18,9 +18,13 @@ from timm_lt.training import main, parse_args
 from timm_lt.training.build import build_model, data_config
 from timm_lt.training.config import ConfigError
 from timm_lt.training.correction import check_classifier, check_correction, correct
-from timm_lt.training.data import build_data, evaluation_loader
+from timm_lt.training.data import build_data
 from timm_lt.training.evaluation import evaluate
+from timm_lt.training.options import PosthocOptions
 from timm_lt.training.outputs import RunFolder
+from timm_lt.training.pipeline import InputPipeline
+from timm_lt.training.results import FigureRules, StageResult
+from timm_lt.training.stage import Stage
 from timm_lt.training.trainer import Trainer
 from timm_lt.two_stage import create_stage2, list_stage2
 
@@ -86,53 +90,53 @@ def test_without_a_validation_part_tau_is_one_and_the_training_images_give_the_c
 ])
 def test_correction_that_cannot_be_made_is_refused_before_training(options, words):
     with pytest.raises(ConfigError, match=words):
-        check_correction(parse_args(options))
+        check_correction(parse_args(options).posthoc, validation=False)
 
 
-def finished_network(args, data, name):
-    """A network with random weights, as the second stage ``name`` leaves it; and its data configuration."""
+def finished_network(folder, name):
+    """A network with random weights, as the second stage ``name`` leaves it, and the stage that it is of."""
+    options, accelerator = parse_args(SMALL), Accelerator(cpu=True)
+    data = build_data(options.data)
     torch.manual_seed(0)
-    model, _ = build_model(args, data.distribution.num_classes)
-    config = data_config(args, model)
+    model, _ = build_model(options.model, data.distribution.num_classes)
+    pipeline = InputPipeline(
+        options.data, options.augmentation, data_config(options.model, model), accelerator, seed=0)
+    stage = Stage(
+        options, accelerator, RunFolder(folder), data, pipeline, FigureRules(data.distribution, 'thirds'))
     method = create_stage2(name, data.distribution.counts)
     method.prepare(model)
     with torch.no_grad():
         for p in method.head.parameters():
             p.add_(torch.randn_like(p), alpha=0.3)
     method.finish(model)
-    return model.eval(), config
+    return StageResult(model.eval(), *stage.evaluate(model, data.test)), stage
 
 
 @pytest.mark.parametrize('name', list_stage2())
 def test_every_correction_is_fitted_on_the_classifier_of_every_second_stage(tmp_path, name):
-    args = parse_args(SMALL)
-    data, accelerator = build_data(args), Accelerator(cpu=True)
-    model, config = finished_network(args, data, name)
-    logits, targets = evaluate(model, evaluation_loader(args, data.test, config, accelerator), accelerator)
-    for args.posthoc in METHODS:
-        entry = correct(args, RunFolder(tmp_path), model, logits, targets, data, config, 'thirds', accelerator)
+    result, stage = finished_network(tmp_path, name)
+    for method in METHODS:
+        entry = correct(PosthocOptions(method, {}), stage, result, stage.folder)
         file = tmp_path / 'posthoc.json'
-        if name == 'disalign' and args.posthoc == 'tau_normalize':
+        if name == 'disalign' and method == 'tau_normalize':
             assert 'DisAlignHead' in entry['correction_left_out'] and not file.exists()
             continue
         correction = PostHoc.from_dict(json.loads(file.read_text()))
         assert entry['corrected']['top1'] == pytest.approx(
-            report(correction(logits), targets, data.distribution.counts)['top1'])
+            report(correction(result.logits), result.targets, stage.data.distribution.counts)['top1'])
         assert entry['corrected']['fitted_on'] == 'the validation part'
-        if args.posthoc == 'tau_normalize':
-            normalized = tau_normalize(copy.deepcopy(model), correction.tau)
-            loader = evaluation_loader(args, data.test, config, accelerator)
-            torch.testing.assert_close(correction(logits), evaluate(normalized, loader, accelerator)[0])
+        if method == 'tau_normalize':
+            normalized = tau_normalize(copy.deepcopy(result.model), correction.tau)
+            torch.testing.assert_close(
+                correction(result.logits), stage.evaluate(normalized, stage.data.test)[0])
 
 
 def test_network_that_diverged_gets_no_correction_and_the_run_its_results(tmp_path):
-    args = parse_args([*SMALL, '--posthoc', 'temperature'])
-    data, accelerator = build_data(args), Accelerator(cpu=True)
-    model, config = finished_network(args, data, 'crt')
+    result, stage = finished_network(tmp_path, 'crt')
     with torch.no_grad():
-        model.fc.bias[0] = torch.nan
-    logits, targets = evaluate(model, evaluation_loader(args, data.test, config, accelerator), accelerator)
-    entry = correct(args, RunFolder(tmp_path), model, logits, targets, data, config, 'thirds', accelerator)
+        result.model.fc.bias[0] = torch.nan
+    result.logits, result.targets = stage.evaluate(result.model, stage.data.test)
+    entry = correct(PosthocOptions('temperature', {}), stage, result, stage.folder)
     assert 'not finite' in entry['correction_left_out'] and not list(tmp_path.iterdir())
 
 
@@ -155,7 +159,8 @@ def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_r
     assert of_head != of_hub and metrics['corrected']['label'] == of_head.label
     assert hub_metrics['corrected']['label'] == of_hub.label and hub_metrics['top1'] == metrics['stage1']['top1']
 
-    data = build_data(parse_args(SMALL))
+    small = parse_args(SMALL)
+    data = build_data(small.data)
     config = timm.data.resolve_data_config({}, model=load(run).model)
     for correction, head in ((of_hub, None), (of_head, run / 'stage2' / 'head.safetensors')):
         model = load(run).model
@@ -164,8 +169,8 @@ def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_r
             method.prepare(model)
             method.load_state_dict(load_file(str(head)))
         accelerator = Accelerator(cpu=True)
-        logits, targets = evaluate(
-            model, evaluation_loader(parse_args(SMALL), data.validation, config, accelerator), accelerator)
+        pipeline = InputPipeline(small.data, small.augmentation, config, accelerator, seed=0)
+        logits, targets = evaluate(model, pipeline.evaluation(data.validation), accelerator)
 
         def loss(t):
             return float(torch.nn.functional.cross_entropy(logits / t, targets))  # noqa: B023
@@ -199,7 +204,7 @@ def test_scales_on_a_cosine_classifier_are_normalised_and_the_plain_one_is_left_
 
 
 def test_tau_normalisation_that_has_no_meaning_is_refused_before_training():
-    args = parse_args([*SMALL, '--posthoc', 'tau_normalize'])
+    args = PosthocOptions('tau_normalize', {})
     model = timm.create_model('resnet20_cifar', num_classes=10, cosine_scale=16.0)
     with pytest.raises(ConfigError, match='all its class vectors have the same norm'):
         check_classifier(args, model)

@@ -17,10 +17,14 @@ from timm_lt.data import InMemoryImages
 from timm_lt.hub.card import write_card
 from timm_lt.training import build
 from timm_lt.training.config import METADATA, ConfigError, load_config, parse_args, to_yaml
-from timm_lt.training.correction import check_correction, fit_correction
-from timm_lt.training.data import DataParts, build_augmentation, build_loaders, gkp_loader
+from timm_lt.training.correction import check_correction, correct
+from timm_lt.training.data import DataParts
+from timm_lt.training.device import make_accelerator
+from timm_lt.training.options import check_names
 from timm_lt.training.outputs import RunFolder
-from timm_lt.training.run import build_trainer, make_accelerator
+from timm_lt.training.pipeline import InputPipeline
+from timm_lt.training.results import FigureRules, StageResult
+from timm_lt.training.stage import NetworkObjective, Stage
 
 FOLDER = ROOT / 'hub_configs'
 RECIPES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.yaml'))
@@ -59,9 +63,9 @@ def test_there_is_a_recipe_for_every_published_method_and_system():
 @pytest.mark.parametrize('name', [r for r in RECIPES if not r.startswith('base/')])
 def test_recipe_names_source_for_its_figure_and_seed_and_data(name):
     args = options_of(name)
-    assert args.seed == 0 and args.dataset and args.hub['dataset_name']
-    if args.published:
-        assert args.published['source'] and args.published['top1']
+    assert args.run.seed == 0 and args.data.dataset and args.notes.hub['dataset_name']
+    if published := args.notes.published:
+        assert published['source'] and published['top1']
     else:  # said in the head of the file
         head = ''.join(line for line in (FOLDER / name).read_text().splitlines() if line.startswith('#'))
         assert 'none is aimed at' in head or 'not read' in head
@@ -69,14 +73,15 @@ def test_recipe_names_source_for_its_figure_and_seed_and_data(name):
 
 @pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
 def test_cutout_is_black_where_a_published_pipeline_is_reproduced(name):
-    args = options_of(name)
-    assert not args.cutout or args.cutout_fill == ('mean' if name.endswith('-ours.yaml') else 'black')
+    options = options_of(name).augmentation
+    assert not options.cutout or options.cutout_fill == ('mean' if name.endswith('-ours.yaml') else 'black')
 
 
 def test_options_reach_the_augmentation():
-    args = options_of('cifar10_lt-bcl.yaml', '--gaussian-blur-prob', '0.3', '--aa', 'trivial')
+    options = options_of('cifar10_lt-bcl.yaml', '--gaussian-blur-prob', '0.3', '--aa', 'trivial')
     config = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'interpolation': 'bilinear'}
-    augmentation = build_augmentation(args, config, made_parts(3).train)
+    pipeline = InputPipeline(options.data, options.augmentation, config, None, 0)
+    augmentation = pipeline.training_augmentation(made_parts(3).train)
     assert augmentation.batchwise and augmentation.cutout == 16
     assert (augmentation.cutout_fill, augmentation.gaussian_blur_prob, augmentation.auto_augment) == (
         'black', 0.3, 'trivial')
@@ -84,16 +89,16 @@ def test_options_reach_the_augmentation():
 
 @pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
 def test_cifar_recipe_changes_its_ratio_by_one_option(name, tmp_path):
-    args = options_of(name, '--imbalance-ratio', '50')
-    plain = options_of(name)
-    assert (args.imbalance_ratio, plain.imbalance_ratio) == (50, 100)
-    differing = {k for k in vars(args) if getattr(args, k) != getattr(plain, k)}
+    args = options_of(name, '--imbalance-ratio', '50').flat()
+    plain = options_of(name).flat()
+    assert (args['imbalance_ratio'], plain['imbalance_ratio']) == (50, 100)
+    differing = {k for k in args if args[k] != plain[k]}
     assert differing == {'imbalance_ratio'}
 
 
 @pytest.mark.parametrize('name', [r for r in RECIPES if r.startswith('cifar')])
 def test_cifar_recipe_names_the_ratio_of_each_figure(name):
-    published = options_of(name).published or {}
+    published = options_of(name).notes.published or {}
     assert all(isinstance(published[k], dict) for k in ('top1', 'many', 'medium', 'few') if k in published)
 
 
@@ -104,62 +109,66 @@ def test_recipe_is_echoed_resolved(name, tmp_path):
     (tmp_path / 'args.yaml').write_text(to_yaml(args))
     assert 'base' not in yaml.safe_load(to_yaml(args))
     again = parse_args(['--config', str(tmp_path / 'args.yaml')])
-    assert {k: v for k, v in vars(again).items() if k not in ('config', *METADATA)} == {
-        k: v for k, v in vars(args).items() if k not in ('config', *METADATA)}
+    again, args = again.flat(), args.flat()
+    assert {k: v for k, v in again.items() if k not in METADATA} == {k: v for k, v in args.items() if k not in METADATA}
 
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
-    args = options_of(name)
-    build.check_names(args)
+    options = options_of(name)
+    check_names(options)
     with torch.device('meta'):
-        timm.create_model(args.model, num_classes=args.num_classes or 10)
-    args.model, args.pretrained, args.batch_size, args.workers, args.quiet = 'resnet20_cifar', False, 16, 0, True
-    data = made_parts(PUBLISHED_CLASSES.get(args.dataset.removeprefix('torch/'), 20))
-    accelerator = make_accelerator(args)
+        timm.create_model(options.model.model, num_classes=options.data.num_classes or 10)
+    options = options.replace(model='resnet20_cifar', pretrained=False, batch_size=16, workers=0, quiet=True)
+    if options.gkp.gkp:
+        options = options.replace(gkp_kwargs={**options.gkp.gkp_kwargs, 'regroup_every': 1})
+    data = made_parts(PUBLISHED_CLASSES.get(options.data.dataset.removeprefix('torch/'), 20))
+    accelerator = make_accelerator(options.run)
     torch.manual_seed(0)
-    model, _ = build.build_model(args, data.distribution.num_classes)
-    config = build.data_config(args, model)
-    train_loader, _, _ = build_loaders(args, data, config, accelerator)
-    extra = ()
-    if args.gkp:
-        args.gkp_kwargs = {**args.gkp_kwargs, 'regroup_every': 1}
-        images = gkp_loader(args, data, config, accelerator)
-        extra = (build.build_gkp(args, images, data.distribution, data.distribution.splits('thirds')),)
-    trainer = build_trainer(
-        args, accelerator, RunFolder(tmp_path), model, data, train_loader, None, 'thirds', extra)
-    assert trainer.epochs == args.epochs and isinstance(trainer.mix, Mixup) == (args.mixup > 0)
+    cosine = build.cosine_scale(options.model, options.loss.loss)
+    model, _ = build.build_model(options.model, data.distribution.num_classes, cosine)
+    config = build.data_config(options.model, model)
+    pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
+    rules = FigureRules(data.distribution, 'thirds')
+    stage = Stage(options, accelerator, RunFolder(tmp_path), data, pipeline, rules)
+    trainer = stage.build(NetworkObjective(model))
+    learner, epochs = trainer.learner, options.schedule.epochs
+    assert trainer.epochs == epochs
+    assert isinstance(trainer.windows.mix, Mixup) == (options.augmentation.mixup > 0)
     assert trainer.optimizer.param_groups[0]['lr'] > 0
 
-    before = {k: v.clone() for k, v in trainer.plain_model.state_dict().items()}
-    trainer.model.train()
+    before = {k: v.clone() for k, v in learner.plain_model.state_dict().items()}
+    learner.model.train()
     for callback in trainer.callbacks:
         callback.on_train_start(trainer)
-    for epoch in (0, args.epochs - 1):  # what a recipe switches on late is on in the second step
-        trainer._tell_epoch(epoch)
+    for epoch in (0, epochs - 1):  # what a recipe switches on late is on in the second step
+        learner.start_epoch(epoch, epochs)
+        trainer.windows.set_epoch(epoch)
         for callback in trainer.callbacks:
             callback.on_epoch_start(trainer, epoch)
-        result, _ = trainer.step(*next(trainer._windows(epoch)))
+        result, _ = learner.step(next(iter(trainer.windows)), (epoch + 1) / epochs)
         assert torch.isfinite(result.loss) and not result.skipped
         if epoch == 0:
             for callback in trainer.callbacks:
                 callback.on_epoch_end(trainer, epoch)
-    after = trainer.plain_model.state_dict()
+    after = learner.plain_model.state_dict()
     assert all(torch.isfinite(v).all() for v in after.values())
     assert any(not torch.equal(before[k], v) for k, v in after.items())
-    if args.posthoc:
-        check_correction(args)
-        correction, fitted_on = fit_correction(args, trainer.plain_model, data, config, accelerator)
-        assert correction.tau == args.posthoc_kwargs['tau'] and 'test images' in fitted_on
-    if args.stage2:
+    if options.posthoc.posthoc:
+        check_correction(options.posthoc, validation=False)
+        trained = StageResult(learner.plain_model, *stage.evaluate(learner.plain_model, data.test))
+        entry = correct(options.posthoc, stage, trained, stage.folder)['corrected']
+        tau = options.posthoc.posthoc_kwargs['tau']
+        assert entry['label'].startswith(f'rebalance, tau {tau:g}') and 'test images' in entry['fitted_on']
+    if options.stage2.stage2:
         from timm_lt.training.second_stage import create_method
-        create_method(args, data.distribution.counts).prepare(trainer.plain_model)
+        create_method(options.stage2, data.distribution.counts, validation=False).prepare(learner.plain_model)
 
 
 def test_recipe_figure_goes_into_the_card(tmp_path):
     args = options_of('cifar100_lt-gkp_gsa.yaml', '--imbalance-ratio', '10')
     metrics = {'top1': 40.0, 'seed': 0, 'protocol': {}}
-    write_card(tmp_path, vars(args), metrics, made_parts(10).distribution)
+    write_card(tmp_path, args.flat(), metrics, made_parts(10).distribution)
     text = (tmp_path / 'README.md').read_text()
     assert 'Top-1 68.7 at imbalance ratio 10, Many-shot 67.3 at imbalance ratio 100' in text
     assert 'datasets:\n- uoft-cs/cifar100' in text

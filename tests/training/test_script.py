@@ -298,12 +298,13 @@ def test_a_full_disk_anywhere_ends_in_one_sentence(tmp_path, capsys, monkeypatch
 def test_sync_bn_on_several_cpu_processes_is_refused(monkeypatch):
     from accelerate import Accelerator
 
-    from timm_lt.training.run import ConfigError, make_accelerator, parse_args
+    from timm_lt.training import ConfigError, parse_args
+    from timm_lt.training.device import make_accelerator
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     monkeypatch.setattr('torch.accelerator.is_available', lambda: False)
     monkeypatch.setattr(Accelerator, 'num_processes', property(lambda self: 2))
     with pytest.raises(ConfigError, match='--sync-bn needs GPUs'):
-        make_accelerator(parse_args(['--sync-bn']))
+        make_accelerator(parse_args([]).run, sync_bn=True)
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, capsys, monkeypatch):

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from timm_lt import create_loss
 from timm_lt.training import main, parse_args
-from timm_lt.training.data import build_data, build_loaders
-from timm_lt.training.second_stage import Stage2Trainer, fixed_loader
+from timm_lt.training.data import build_data
+from timm_lt.training.head_learner import FrozenModel, HeadLearner
+from timm_lt.training.pipeline import InputPipeline
 from timm_lt.training.trainer import Trainer
+from timm_lt.training.windows import Window
 from timm_lt.two_stage import create_stage2
 
 SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '30', '--imbalance-ratio', '10',
@@ -125,12 +127,13 @@ def test_cached_features_are_of_the_images_that_no_aug_trains_on(tmp_path):
                 image = Image.fromarray(rng.integers(0, 255, (30, 50, 3), dtype=np.uint8))
                 image.save(tmp_path / part / label / f'{i}.png')
     args = parse_args(['--data-dir', str(tmp_path), '--no-aug', '--in-memory', 'off', '-j', '0', '-b', '6'])
-    accelerator, data = Accelerator(cpu=True), build_data(args)
+    accelerator, data = Accelerator(cpu=True), build_data(args.data)
     config = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.5,) * 3, 'std': (0.5,) * 3,
               'crop_pct': 0.8, 'crop_mode': 'center'}
-    (trained, labels), = build_loaders(args, data, config, accelerator)[0]
-    (cached, order), = fixed_loader(args, data.train, config, accelerator, as_trained=True)
-    (evaluated, _), = fixed_loader(args, data.train, config, accelerator, as_trained=False)
+    pipeline = InputPipeline(args.data, args.augmentation, config, accelerator, seed=0)
+    (trained, labels), = pipeline.training(data.train, epochs=1)
+    (cached, order), = pipeline.unaugmented(data.train)
+    (evaluated, _), = pipeline.evaluation(data.train)
     assert order.tolist() == [0, 0, 0, 1, 1, 1]
     for image, label in zip(trained, labels):
         assert any(torch.equal(image, other) for other in cached[order == label])
@@ -152,11 +155,10 @@ def test_micro_batches_of_a_step_make_the_mean_of_the_whole(name, weight):
         with torch.no_grad():
             for p in method.trained_parameters():
                 p.add_(torch.randn_like(p), alpha=0.1)
-        stage = SimpleNamespace(
-            accelerator=accelerator, frozen=SimpleNamespace(method=method), progress=SimpleNamespace(epoch=0), epochs=2,
-            cached=True, model=method, criterion=criterion, clip_grad=None,
-            optimizer=SimpleNamespace(step=lambda: None, zero_grad=lambda: None, step_was_skipped=False))
-        result, _ = Stage2Trainer.step(stage, list(features.split(sizes)), list(target.split(sizes)), [])
+        optimizer = SimpleNamespace(step=lambda: None, zero_grad=lambda: None, step_was_skipped=False)
+        learner = HeadLearner(
+            accelerator, method, criterion, optimizer, None, frozen=FrozenModel(model, method), cached=True)
+        result, _ = learner.step(Window(list(features.split(sizes)), list(target.split(sizes)), []), progress=0.5)
         return [result.loss, *(p.grad for p in method.trained_parameters())]
 
     torch.testing.assert_close(gradient([5, 7]), gradient([12]))

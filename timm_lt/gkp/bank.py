@@ -171,6 +171,10 @@ class MemoryBank:
                 if path not in kept:
                     path.unlink(missing_ok=True)
 
+    def forget_checkpoint(self, name: str) -> None:
+        """No checkpoint ``name`` is in place: :meth:`checkpointed` may remove the files that it alone names."""
+        self._named.pop(name, None)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state; snapshots on disk must lie in ``directory``."""
         if state['best_epoch'].shape != (self.num_classes,):

@@ -182,6 +182,9 @@ class GKP:
     def on_checkpoint(self, name: str) -> None:
         self.bank.checkpointed(name)
 
+    def on_checkpoint_removed(self, name: str) -> None:
+        self.bank.forget_checkpoint(name)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             'bank': self.bank.state_dict(), 'groups': self.groups, 'source': self.source,

@@ -23,6 +23,8 @@ import torch
 import torch.nn as nn
 import yaml
 
+from .._files import replace_folder
+from .._private_options import PRIVATE_OPTIONS
 from .._unwrap import plain_model
 from .._version import __version__
 from ..class_distribution import ClassDistribution
@@ -33,12 +35,6 @@ from .errors import HubError
 from .weights import DTYPES, WEIGHTS, write_manifest
 
 __all__ = ['write_hub_card', 'write_hub_folder']
-
-# where and how a run was carried out, not what it computed
-PRIVATE_OPTIONS = (
-    'checkpoint_every', 'checkpoint_steps', 'config', 'data_dir', 'experiment', 'log_interval', 'log_with', 'output',
-    'private', 'push_to_hub', 'quiet', 'resume', 'revision', 'workers',
-)
 
 
 def write_hub_folder(
@@ -104,7 +100,7 @@ def write_hub_folder(
         (new / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
     if card:
         _decorate(new, run_dir / 'plots')
-    _replace(new, run_dir / 'hub')
+    replace_folder(new, run_dir / 'hub')
     return run_dir / 'hub'
 
 
@@ -151,16 +147,6 @@ def _read_run(
     except (ValueError, yaml.YAMLError) as e:
         raise HubError(f'{run_dir}: {e}') from e
     return distribution, options, metrics
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
-    old = folder.with_name(folder.name + '.old')
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _timm() -> str:

@@ -1,7 +1,11 @@
-"""The training script's parts: options, data, model and loss from registries, the loop, checkpoints, the run folder."""
+"""The training script's parts: options, data, model and loss from registries, stages, checkpoints, the run folder."""
 
-from .config import ConfigError, build_parser, load_config, parse_args
+from .errors import ConfigError
+from .options import Options, build_parser, load_config
+from .options import parse_options as parse_args
 from .run import main, run
 from .trainer import Callback, Trainer
 
-__all__ = ['Callback', 'ConfigError', 'Trainer', 'build_parser', 'load_config', 'main', 'parse_args', 'run']
+__all__ = [
+    'Callback', 'ConfigError', 'Options', 'Trainer', 'build_parser', 'load_config', 'main', 'parse_args', 'run',
+]

@@ -1,6 +1,6 @@
-"""Model, loss, optimizer, schedule and augmentation of a run, from its options through timm's factories."""
+"""Model, loss, optimizer and schedule of a stage, each from its options, through timm's factories."""
 
-from argparse import Namespace
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,157 +17,150 @@ from torch import Tensor
 
 from .._classifier import find_classifier, kind_of_classifier
 from .._registry import LOSSES, OPTIMIZERS, MethodInfo, call_factory
-from .._timm_hooks import list_networks, optimizer_names
-from .._validate import nearest_names
+from .._timm_hooks import list_networks
 from ..class_distribution import ClassDistribution
 from ..losses import create_loss
-from ..losses._factory import TIMM_LOSS_NAMES
 from ..losses.drw import DeferredReweighting
 from ..models.cosine_classifier import use_cosine_classifier
-from ..samplers import list_samplers
-from .config import ConfigError, one_line
+from .errors import ConfigError, one_line
+from .options import (
+    AugmentationOptions,
+    GKPOptions,
+    LossOptions,
+    ModelOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+)
 from .trainer import Callback
 
-SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'plateau', 'wsd', 'rsqrt', 'constant', 'none')
+EMA_INITIAL_SHARE = 0.01
 COSINE_SCALE = 16.0  # of the classifier, for losses that bring no scale of their own
+# raised by timm for a model that its arguments or weights do not fit
+MODEL_ERRORS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError, ValueError, SafetensorError)
 
 
-def check_names(args: Namespace) -> None:
-    """Raise a ConfigError, with the nearest names, for a model, loss, optimizer or sampler that nobody registered."""
-    model = args.model
-    if ':' not in model and not timm.is_model(model):
-        raise ConfigError(f'unknown model {model!r}. {nearest_names(model, timm.list_models())}')
-    if args.loss not in LOSSES and args.loss not in TIMM_LOSS_NAMES:
-        known = LOSSES.names() + list(TIMM_LOSS_NAMES)
-        raise ConfigError(f'unknown loss {args.loss!r}. {nearest_names(args.loss, known)}')
-    # timm looks up what follows the last underscore, whatever stands before it: sse_sam would be sam
-    if args.opt.lower().removeprefix('lookahead_') not in optimizer_names():
-        nearest = nearest_names(args.opt.replace('_', ''), optimizer_names())
-        raise ConfigError(f'unknown optimizer {args.opt!r}. {nearest}')
-    if args.sched not in SCHEDULES:
-        raise ConfigError(f'unknown schedule {args.sched!r}. {nearest_names(args.sched, SCHEDULES)}')
-    if args.sampler not in list_samplers():
-        raise ConfigError(f'unknown sampler {args.sampler!r}. {nearest_names(args.sampler, list_samplers())}')
-    if args.torchcompile:
-        known = torch.compiler.list_backends()
-        if args.torchcompile not in torch.compiler.list_backends(exclude_tags=None):  # those for tests of torch too
-            raise ConfigError(
-                f'unknown --torchcompile {args.torchcompile!r}. {nearest_names(args.torchcompile, known)}')
-    if args.stage2:
-        from ..two_stage import list_stage2
-        if args.stage2 not in list_stage2():
-            raise ConfigError(f'unknown second stage {args.stage2!r}. {nearest_names(args.stage2, list_stage2())}')
-        if args.stage2_loss and args.stage2_loss not in LOSSES and args.stage2_loss not in TIMM_LOSS_NAMES:
-            known = LOSSES.names() + list(TIMM_LOSS_NAMES)
-            raise ConfigError(f'unknown loss {args.stage2_loss!r}. {nearest_names(args.stage2_loss, known)}')
-        if args.stage2_sampler and args.stage2_sampler not in list_samplers():
-            raise ConfigError(
-                f'unknown sampler {args.stage2_sampler!r}. {nearest_names(args.stage2_sampler, list_samplers())}')
-    if (mixes(args) or args.smoothing > 0) and args.loss in LOSSES and not LOSSES.info(args.loss).soft_targets:
-        raise ConfigError(
-            f'loss {args.loss!r} does not support soft targets, which --mixup, --cutmix and --smoothing make; '
-            f'switch them off or use one of {[n for n in LOSSES.names() if LOSSES.info(n).soft_targets]}')
+def cosine_scale(options: ModelOptions, loss: str) -> float | None:
+    """Scale of a cosine classifier, or None for a plain one: as asked, else where the loss is defined on cosines."""
+    on_cosines = LOSSES.trait(loss, 'cosine_classifier', False)
+    wanted = on_cosines if options.cosine_classifier is None else options.cosine_classifier
+    if not wanted:
+        return None
+    return 1.0 if on_cosines else COSINE_SCALE
 
 
-def build_model(args: Namespace, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and the arguments that rebuild it from a saved folder."""
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise ConfigError(f'--initial-checkpoint {args.initial_checkpoint}: there is no such file')
-    further = {'global_pool': args.gp, 'bn_eps': args.bn_eps}
-    rebuild = {k: v for k, v in further.items() if v is not None} | args.model_kwargs
-    size = {'input_size': args.input_size, 'img_size': args.img_size, 'in_chans': args.in_chans}
+def build_model(options: ModelOptions, num_classes: int, cosine: float | None = None) -> tuple[nn.Module, dict]:
+    """Create the network.
+
+    Args:
+        options: Names the model.
+        num_classes: Outputs of its classifier.
+        cosine: Scale of its cosine classifier; None: a plain classifier.
+
+    Returns:
+        The model, and the arguments that rebuild it from a saved folder.
+
+    Raises:
+        ConfigError: If the model does not take the options.
+    """
+    if options.initial_checkpoint and not Path(options.initial_checkpoint).is_file():
+        raise ConfigError(f'--initial-checkpoint {options.initial_checkpoint}: there is no such file')
+    further = {'global_pool': options.gp, 'bn_eps': options.bn_eps}
+    rebuild = {k: v for k, v in further.items() if v is not None} | options.model_kwargs
+    size = {'input_size': options.input_size, 'img_size': options.img_size, 'in_chans': options.in_chans}
     doing = 'cannot be created'
     try:
         # as in timm's script: channels and, where the network has a fixed size, the size of the images
-        options = timm.models.resolve_model_input_args(args.model, size, **rebuild)
-        if wants_cosine(args) and options['model_name'] in list_networks():
-            rebuild.setdefault('cosine_scale', cosine_scale(args))
-            options['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder
-        model = timm.create_model(**options | {
-            'pretrained': args.pretrained, 'num_classes': num_classes, 'drop_rate': args.drop,
-            'drop_path_rate': args.drop_path, 'drop_block_rate': args.drop_block,
-            'checkpoint_path': args.initial_checkpoint})
-        if wants_cosine(args) and 'cosine_scale' not in options:
+        arguments = timm.models.resolve_model_input_args(options.model, size, **rebuild)
+        if cosine is not None and arguments['model_name'] in list_networks():
+            rebuild.setdefault('cosine_scale', cosine)
+            arguments['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder
+        model = timm.create_model(**arguments | {
+            'pretrained': options.pretrained, 'num_classes': num_classes, 'drop_rate': options.drop,
+            'drop_path_rate': options.drop_path, 'drop_block_rate': options.drop_block,
+            'checkpoint_path': options.initial_checkpoint})
+        if cosine is not None and 'cosine_scale' not in arguments:
             doing = 'cannot take the cosine classifier that the loss or --cosine-classifier asks for'
-            use_cosine_classifier(model, scale=cosine_scale(args))
+            use_cosine_classifier(model, scale=cosine)
         doing = 'cannot take --head-init-scale, --head-init-bias or --bn-momentum'
-        initialize(model, args.head_init_scale, args.head_init_bias, args.bn_momentum)
-        if args.grad_checkpointing:
+        _initialize(options, model)
+        if options.grad_checkpointing:
             doing = 'does not support --grad-checkpointing'
             model.set_grad_checkpointing(True)
     except TypeError as e:
-        raise ConfigError(f'model {args.model!r} does not take these options: {one_line(e)}') from e
-    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, ValueError, SafetensorError) as e:
-        sources = [o for o in ('--pretrained', '--initial-checkpoint') if getattr(args, o[2:].replace('-', '_'))]
+        raise ConfigError(f'model {options.model!r} does not take these options: {one_line(e)}') from e
+    except MODEL_ERRORS as e:
+        given = {'--pretrained': options.pretrained, '--initial-checkpoint': options.initial_checkpoint}
+        sources = [flag for flag, value in given.items() if value]
         using = f' with {" and ".join(sources)}' if sources and 'created' in doing else ''
-        raise ConfigError(f'model {args.model!r} {doing}{using}: {one_line(e)}') from e
+        raise ConfigError(f'model {options.model!r} {doing}{using}: {one_line(e)}') from e
     return model, rebuild
 
 
-def initialize(
-        model: nn.Module, head_scale: float | None, head_bias: float | None, bn_momentum: float | None) -> None:
-    """Change the initial classifier and BatchNorm's momentum, where they are given; as in timm's script.
-
-    Raises:
-        ValueError: If the model has no such layer.
-    """
-    if head_scale is not None or head_bias is not None:
+def _initialize(options: ModelOptions, model: nn.Module) -> None:
+    """Change the initial classifier and BatchNorm's momentum, where that is asked for; as in timm's script."""
+    scale, bias, momentum = options.head_init_scale, options.head_init_bias, options.bn_momentum
+    if scale is not None or bias is not None:
         head = find_classifier(model)
         if not isinstance(head, nn.Linear):
             raise ValueError(f'its classifier must be one linear layer, got {kind_of_classifier(model)}')
         with torch.no_grad():
-            if head_scale is not None:
+            if scale is not None:
                 for parameter in head.parameters():
-                    parameter.mul_(head_scale)
-            if head_bias is not None:
+                    parameter.mul_(scale)
+            if bias is not None:
                 if head.bias is None:
                     raise ValueError('its classifier has no bias')
-                head.bias.fill_(head_bias)
-    if bn_momentum is not None:
+                head.bias.fill_(bias)
+    if momentum is not None:
         layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if not layers:
             raise ValueError('it has no BatchNorm layer')
         for layer in layers:
-            layer.momentum = bn_momentum
+            layer.momentum = momentum
 
 
-def training_model(args: Namespace, model: nn.Module) -> nn.Module:
+def training_model(loss: str, model: nn.Module) -> nn.Module:
     """The model with the heads that the loss needs in training only."""
-    wrap_model = LOSSES.trait(args.loss, 'wrap_model', None)
+    wrap_model = LOSSES.trait(loss, 'wrap_model', None)
     try:
         return model if wrap_model is None else wrap_model(model)
     except ValueError as e:
-        raise ConfigError(f'loss {args.loss}: {e}') from e
+        raise ConfigError(f'loss {loss}: {e}') from e
 
 
-def wants_cosine(args: Namespace) -> bool:
-    """Whether the classifier is normalised: as asked, else where the loss is defined on cosines (LDAM, GCL)."""
-    if args.cosine_classifier is not None:
-        return args.cosine_classifier
-    return _loss_on_cosines(args)
-
-
-def cosine_scale(args: Namespace) -> float:
-    return 1.0 if _loss_on_cosines(args) else COSINE_SCALE
-
-
-def _loss_on_cosines(args: Namespace) -> bool:
-    return LOSSES.trait(args.loss, 'cosine_classifier', False)
-
-
-def data_config(args: Namespace, model: nn.Module) -> dict[str, Any]:
+def data_config(options: ModelOptions, model: nn.Module) -> dict[str, Any]:
     """Input size, mean, deviation, interpolation and crop of the model, less what the options override."""
     names = ('in_chans', 'input_size', 'img_size', 'crop_pct', 'mean', 'std', 'interpolation')
-    options = {k: getattr(args, k) for k in names}
+    given = {name: getattr(options, name) for name in names if getattr(options, name)}
     try:
-        config = resolve_input_data_config(model, {k: v for k, v in options.items() if v})
+        config = resolve_input_data_config(model, given)
     except ValueError as e:
-        raise ConfigError(f'model {args.model!r}: {e}') from e
+        raise ConfigError(f'model {options.model!r}: {e}') from e
     if config['input_size'][0] not in (1, 3):
         raise ConfigError(
             f'images are read with 1 (grey) or 3 (RGB) channels; the model is to take {config["input_size"][0]} '
-            f'(--input-size, --model-kwargs in_chans)')
+            f'(--in-chans, --input-size, --model-kwargs in_chans)')
     return config
+
+
+def check_forward(options: ModelOptions, model: nn.Module, input_size: tuple[int, ...], batch_size: int) -> None:
+    """Raise a ConfigError where the model cannot take an image of the input size, or a batch in training.
+
+    BatchNorm has no variance of one value, so it refuses one image whose map has one pixel.
+    """
+    image = torch.zeros(1, *input_size)
+    trial = copy.deepcopy(model) if batch_size == 1 else model
+    training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            trial.train(batch_size == 1)(image)
+    except Exception as e:  # each network has errors of its own for sizes that it cannot take
+        size = 'x'.join(map(str, input_size))
+        one = '; give a larger --batch-size' if batch_size == 1 else ''
+        raise ConfigError(f'model {options.model!r} cannot take an image of {size} (--img-size): '
+                          f'{one_line(e)}{one}') from e
+    finally:
+        model.train(training)
 
 
 class LabelSmoothing:
@@ -181,99 +174,97 @@ class LabelSmoothing:
         return input, mixup_target(label, self.num_classes, lam=1.0, smoothing=self.smoothing)
 
 
-def mixes(args: Namespace) -> bool:
-    """Mixup or CutMix is on."""
-    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-
-
-def build_mixing(args: Namespace, num_classes: int) -> Mixup | LabelSmoothing | None:
-    """What turns (input, label) into mixed inputs and soft targets, or None."""
-    if mixes(args):
+def build_mixing(options: AugmentationOptions, loss: LossOptions, num_classes: int) -> Mixup | LabelSmoothing | None:
+    """A function of (input, label) that gives mixed inputs and soft targets, or None."""
+    if options.mixes:
         return Mixup(
-            mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
-            switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
-            num_classes=num_classes)
-    if args.smoothing > 0 and (args.loss in LOSSES or args.loss == 'ce'):
-        return LabelSmoothing(num_classes, args.smoothing)
+            mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, cutmix_minmax=options.cutmix_minmax,
+            prob=options.mixup_prob, switch_prob=options.mixup_switch_prob, mode=options.mixup_mode,
+            label_smoothing=loss.smoothing, num_classes=num_classes)
+    if loss.smoothing > 0 and (loss.loss in LOSSES or loss.loss == 'ce'):
+        return LabelSmoothing(num_classes, loss.smoothing)
     return None
 
 
-def build_loss(args: Namespace, distribution: ClassDistribution) -> nn.Module:
+def build_loss(options: LossOptions, distribution: ClassDistribution, soft_targets: bool = False) -> nn.Module:
     """The training loss; class counts come from the training images that are really used."""
-    kwargs = dict(args.loss_kwargs)
+    kwargs = dict(options.loss_kwargs)
     try:
-        if args.loss in LOSSES:
-            loss = create_loss(args.loss, class_counts=distribution.counts, **kwargs)
-        elif args.loss == 'ce':
+        if options.loss in LOSSES:
+            return create_loss(options.loss, class_counts=distribution.counts, **kwargs)
+        if options.loss == 'ce':
             if kwargs:
                 raise TypeError(f'loss ce has no option {next(iter(kwargs))!r}')
             # torch's own takes hard and soft targets and gives per-sample values, which timm's variants do not
-            loss = nn.CrossEntropyLoss()
-        else:
-            loss = timm.loss.create_classification_loss(
-                args.loss, smoothing=args.smoothing, soft_targets=mixes(args), **kwargs)
+            return nn.CrossEntropyLoss()
+        return timm.loss.create_classification_loss(
+            options.loss, smoothing=options.smoothing, soft_targets=soft_targets, **kwargs)
     except (TypeError, ValueError) as e:
         raise ConfigError(str(e)) from e
-    return loss
 
 
-def scaled_lr(args: Namespace, num_processes: int) -> float:
+def scaled_lr(schedule: ScheduleOptions, options: OptimizerOptions, images_per_step: int) -> float:
     """``--lr``, or ``--lr-base`` scaled to the global batch as in timm's script (square root for adaptive ones)."""
-    if args.lr is not None:
-        return args.lr
-    global_batch = args.batch_size * num_processes * args.grad_accum_steps
-    base = str(args.opt_kwargs.get('base', args.opt)).lower()
-    scale = args.lr_base_scale or ('sqrt' if any(o in base for o in ('ada', 'lamb', 'lion')) else 'linear')
-    ratio = global_batch / args.lr_base_size
-    return args.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
+    if schedule.lr is not None:
+        return schedule.lr
+    base = str(options.opt_kwargs.get('base', options.opt)).lower()
+    scale = schedule.lr_base_scale or ('sqrt' if any(o in base for o in ('ada', 'lamb', 'lion')) else 'linear')
+    ratio = images_per_step / schedule.lr_base_size
+    return schedule.lr_base * (ratio ** 0.5 if scale == 'sqrt' else ratio)
 
 
-def build_optimizer(args: Namespace, model: nn.Module, distribution: ClassDistribution, lr: float):
-    """timm's factory; methods that know classes get the counts."""
-    kwargs = dict(args.opt_kwargs)
-    if args.opt_eps is not None:
-        kwargs['eps'] = args.opt_eps
-    if args.opt_betas is not None:
-        kwargs['betas'] = tuple(args.opt_betas)
-    name = args.opt.lower().split('_')[-1]
-    if name in OPTIMIZERS and 'class_counts' in OPTIMIZERS.info(name).needs:
+def build_optimizer(
+        options: OptimizerOptions,
+        gkp: GKPOptions,
+        model: nn.Module,
+        distribution: ClassDistribution,
+        lr: float,
+) -> torch.optim.Optimizer:
+    """timm's factory; methods that know classes get the counts, and GKP decides the number of groups."""
+    kwargs = dict(options.opt_kwargs)
+    if options.opt_eps is not None:
+        kwargs['eps'] = options.opt_eps
+    if options.opt_betas is not None:
+        kwargs['betas'] = tuple(options.opt_betas)
+    if options.method in OPTIMIZERS and 'class_counts' in OPTIMIZERS.info(options.method).needs:
         kwargs['class_counts'] = distribution.counts
-    if args.gkp:
-        kwargs.setdefault('num_groups', args.gkp_kwargs.get('num_groups', 4))
-    layer_decay = {} if args.layer_decay is None else {
-        'layer_decay': args.layer_decay, 'layer_decay_min_scale': args.layer_decay_min_scale,
-        'layer_decay_no_opt_scale': args.layer_decay_no_opt_scale}
+    if gkp.gkp:
+        kwargs.setdefault('num_groups', gkp.gkp_kwargs.get('num_groups', 4))
+    layer_decay = {} if options.layer_decay is None else {
+        'layer_decay': options.layer_decay, 'layer_decay_min_scale': options.layer_decay_min_scale,
+        'layer_decay_no_opt_scale': options.layer_decay_no_opt_scale}
     try:
         return create_optimizer_v2(
-            model, opt=args.opt, lr=lr, weight_decay=args.weight_decay, momentum=args.momentum,
-            filter_bias_and_bn=args.filter_bias_and_bn, **layer_decay, **kwargs)
+            model, opt=options.opt, lr=lr, weight_decay=options.weight_decay, momentum=options.momentum,
+            filter_bias_and_bn=options.filter_bias_and_bn, **layer_decay, **kwargs)
     except (TypeError, ValueError) as e:
-        raise ConfigError(f'optimizer {args.opt!r}: {e}') from e
+        raise ConfigError(f'optimizer {options.opt!r}: {e}') from e
 
 
-def build_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
-    """A timm scheduler and the number of epochs, cooldown included."""
-    kwargs = scheduler_kwargs(args, decreasing_metric=False)
-    if args.sched == 'none':
-        kwargs |= {'sched': 'constant', 'warmup_epochs': 0}
-    if args.epochs == 0:  # a second stage on a given checkpoint
+def build_scheduler(
+        options: ScheduleOptions,
+        optimizer: torch.optim.Optimizer,
+        updates_per_epoch: int,
+        seed: int = 0,
+) -> tuple[Any, int]:
+    """A timm scheduler and the number of epochs, cooldown included; ``seed`` is that of ``--lr-noise``."""
+    if options.epochs == 0:  # a second stage on a given checkpoint
         return create_scheduler_v2(optimizer, sched='constant', num_epochs=1)[0], 0
+    kwargs = scheduler_kwargs(options, decreasing_metric=False) | {'noise_seed': seed}
+    if options.sched == 'none':
+        kwargs |= {'sched': 'constant', 'warmup_epochs': 0}
     try:
-        scheduler, epochs = create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
+        return create_scheduler_v2(optimizer, **kwargs, updates_per_epoch=updates_per_epoch)
     except (AssertionError, ValueError, AttributeError) as e:
-        raise ConfigError(f'schedule {args.sched!r}: {e}') from e
-    return scheduler, epochs
+        raise ConfigError(f'schedule {options.sched!r}: {e}') from e
 
 
-EMA_INITIAL_SHARE = 0.01
-
-
-def initial_share(args: Namespace, updates: int) -> float:
+def initial_share(options: ModelOptions, updates: int) -> float:
     """Share of the initial weights in a moving average of the asked decay after so many updates."""
-    return args.model_ema_decay ** max(updates - 1, 0)
+    return options.model_ema_decay ** max(updates - 1, 0)
 
 
-def build_ema(args: Namespace, model: nn.Module, updates: int) -> ModelEmaV3 | None:
+def build_ema(options: ModelOptions, model: nn.Module, updates: int) -> ModelEmaV3 | None:
     """timm's moving average of the weights; it warms up by itself where the run is too short for its decay.
 
     Too short: over 1% of the average would still be initial weights after the last update, e.g. fewer than 23,000
@@ -281,14 +272,14 @@ def build_ema(args: Namespace, model: nn.Module, updates: int) -> ModelEmaV3 | N
     under which the initial weights vanish. A longer run keeps the decay as it is asked for.
 
     Args:
-        args: The options.
+        options: Decay, and whether there is an average.
         model: On its device, not yet wrapped.
         updates: Of the whole run.
     """
-    if not args.model_ema:
+    if not options.model_ema:
         return None
-    too_short = initial_share(args, updates) > EMA_INITIAL_SHARE
-    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup or too_short)
+    too_short = initial_share(options, updates) > EMA_INITIAL_SHARE
+    return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup or too_short)
 
 
 class EpochSchedule(Callback):
@@ -301,25 +292,23 @@ class EpochSchedule(Callback):
         self.target.set_epoch(epoch)
 
 
-def build_gkp(args: Namespace, loader: Any, distribution: ClassDistribution, splits: dict[str, Tensor]) -> Any:
-    """The callback of ``--gkp``."""
+def build_gkp(
+        options: GKPOptions, seed: int, loader: Any, distribution: ClassDistribution, splits: dict[str, Tensor]) -> Any:
+    """The callback of ``--gkp``; ``loader`` gives the images that tell the quality of a class."""
     from ..gkp import GKP
-    if args.opt.lower().split('_')[-1] != 'gsa':
-        raise ConfigError("--gkp needs --opt gsa (with --opt-kwargs Z=0 the loss is not perturbed: GKP alone)")
-    options = {'seed': args.seed, **args.gkp_kwargs}
+    kwargs = {'seed': seed, **options.gkp_kwargs}
     try:
-        return call_factory(MethodInfo('gkp', GKP), 'method', distribution, loader, splits=splits, **options)
+        return call_factory(MethodInfo('gkp', GKP), 'method', distribution, loader, splits=splits, **kwargs)
     except (TypeError, ValueError) as e:
         raise ConfigError(f'--gkp-kwargs: {e}') from e
 
 
-def build_callbacks(args: Namespace, criterion: nn.Module, distribution: ClassDistribution) -> tuple[Callback, ...]:
-    """What the chosen methods do beside the steps."""
-    callbacks: list[Callback] = []
-    if args.drw_epoch is not None:
-        try:
-            callbacks.append(EpochSchedule(
-                DeferredReweighting(criterion, distribution.counts, args.drw_epoch, beta=args.drw_beta)))
-        except (TypeError, ValueError) as e:
-            raise ConfigError(f'--drw-epoch: {e}') from e
-    return tuple(callbacks)
+def build_drw(options: LossOptions, criterion: nn.Module, distribution: ClassDistribution) -> tuple[Callback, ...]:
+    """The callback of ``--drw-epoch``, if it is given."""
+    if options.drw_epoch is None:
+        return ()
+    try:
+        return (EpochSchedule(
+            DeferredReweighting(criterion, distribution.counts, options.drw_epoch, beta=options.drw_beta)),)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f'--drw-epoch: {e}') from e

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from .config import ConfigError, differing_keys, one_line
+from .._files import replace_folder
+from .errors import one_line
 
 DONE = 'complete.json'
 
@@ -68,16 +66,6 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
             f'cannot read the checkpoint {checkpoint}: {one_line(e)}. Start anew with another --experiment') from e
 
 
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put ``new`` in the place of ``folder``; a kill in between leaves ``folder`` or ``folder.old``."""
-    old = folder.with_name(folder.name + '.old')
-    if folder.exists():  # else a kill has left `old` alone: it stays until `new` is in place
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def find_checkpoint(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
     for name in ('last', 'last.old'):
@@ -85,31 +73,6 @@ def find_checkpoint(run_folder: Path) -> Path | None:
         if (folder / DONE).is_file():
             return folder
     return None
-
-
-def check_same_configuration(args: Namespace, run_folder: Path) -> None:
-    """Raise a ConfigError naming the options in which ``args`` and the run in ``run_folder`` differ."""
-    file = run_folder / 'args.yaml'
-    if not file.is_file():
-        raise ConfigError(f'{run_folder} is no run folder: it has no args.yaml')
-    saved = read_options(file)
-    keys = differing_keys(saved, vars(args))
-    if keys:
-        listing = ', '.join(f'{k}: {saved.get(k)!r} there, {getattr(args, k, None)!r} here' for k in keys)
-        raise ConfigError(
-            f'cannot resume {run_folder}: it was run with another configuration ({listing}). '
-            f'Use the same options, or another --experiment')
-
-
-def read_options(file: Path) -> dict[str, Any]:
-    """The options in the ``args.yaml`` of a run."""
-    try:
-        saved = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise ConfigError(f'cannot read {file}: {one_line(e)}. Start anew with another --experiment') from e
-    if not isinstance(saved, dict):
-        raise ConfigError(f'{file} holds no options. Start anew with another --experiment')
-    return saved
 
 
 def _flush(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a trained model, and the epoch that is reported."""
+"""Logits of a model, figures of a validation part, and the epoch that is reported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..class_distribution import ClassDistribution
-from ..evaluate import gather_predictions, report
+from ..evaluate import gather_predictions
 from .checkpoint import load_checkpoint
 from .outputs import RunFolder
+from .results import FigureRules
 from .trainer import Trainer
 
 
@@ -34,28 +34,31 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[T
     return logits, targets
 
 
-def validation_figures(
-        loader: Any,
-        accelerator: Accelerator,
-        distribution: ClassDistribution,
-        rule: str,
-) -> Callable[[Trainer], dict[str, Any]]:
-    """What measures a trainer's model on the validation part after an epoch."""
+def validation_figures(loader: Any, rules: FigureRules) -> Callable[[Trainer], dict[str, Any]]:
+    """A function that measures a trainer's model on the validation part.
+
+    Args:
+        loader: Of the validation part.
+        rules: How figures are computed.
+    """
     def validate(trainer: Trainer) -> dict[str, Any]:
-        logits, targets = evaluate(trainer.plain_model, loader, accelerator)
-        result = report(logits, targets, distribution.counts, split_rule=rule)
-        return {k: result[k] for k in ('top1', 'many', 'medium', 'few')}
+        model = rules.evaluated(trainer.learner.plain_model)
+        result = rules.report(*evaluate(model, loader, trainer.accelerator), bootstrap=0)
+        return {k: result[k] for k in dict.fromkeys(('top1', 'many', 'medium', 'few', trainer.eval_metric))}
 
     return validate
 
 
-def choose_epoch(trainer: Trainer, accelerator: Accelerator, folder: RunFolder) -> tuple[int | None, str]:
-    """The epoch that is reported: the validation part's best where there is such a part, else the last, if any."""
+def choose_epoch(trainer: Trainer, folder: RunFolder) -> tuple[int | None, str]:
+    """The epoch that is reported: the validation part's best where there is such a part, else the last, if any.
+
+    The trainer's model takes the weights of that epoch.
+    """
     if trainer.progress.best:
         epoch, progress = trainer.progress.best['epoch'], trainer.progress.state_dict()
-        load_checkpoint(accelerator, folder.path / 'best')
+        load_checkpoint(trainer.accelerator, folder.path / 'best')
         trainer.progress.load_state_dict(progress)  # time and images are of the whole run
-        return epoch, 'validation part, top-1'
+        return epoch, f'validation part, {"top-1" if trainer.eval_metric == "top1" else trainer.eval_metric}'
     if trainer.epochs == 0:  # the checkpoint that the second stage starts from
         trainer.save()
     folder.write_best_as_last(trainer.epochs - 1)

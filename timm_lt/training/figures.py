@@ -1,61 +1,47 @@
 """What ``metrics.json`` and the closing lines of a run say."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn as nn
 from accelerate import Accelerator
-from torch import Tensor
 
 from .._version import __version__
-from ..evaluate import report
 from .data import DataParts
-from .trainer import Trainer
+from .options import Options
+from .results import FigureRules, StageResult
 
 
 def final_metrics(
-        args: Namespace,
-        accelerator: Accelerator,
-        trainer: Trainer,
-        data: DataParts,
-        model: nn.Module,
-        logits: Tensor,
-        targets: Tensor,
-        rule: str,
-        reported_epoch: int | None,
-        chosen_by: str,
-) -> dict[str, Any]:
-    """What ``metrics.json`` holds: the report, and everything needed to read it."""
-    progress = trainer.progress
-    metrics = dict(report(
-        logits, targets, data.distribution.counts, split_rule=rule, class_names=data.distribution.class_names,
-        bootstrap=args.bootstrap, seed=args.seed))
-    metrics |= {
-        'model': args.model,
-        'num_parameters': sum(p.numel() for p in model.parameters()),
-        'dataset': args.dataset or str(args.data_dir),
-        'imbalance_ratio': data.distribution.imbalance_ratio,
-        'num_train_images': data.distribution.num_samples,
-        'num_test_images': int(targets.numel()),
-        'loss': args.loss,
-        'sampler': args.sampler,
-        'opt': args.opt,
-        'epochs': trainer.epochs,
-        'seed': args.seed,
-        'wall_seconds': round(progress.train_seconds, 3),
-        'images_per_second': round(progress.images / max(progress.train_seconds, 1e-9), 2),
-        'skipped_steps': progress.skipped,
+        rules: FigureRules, result: StageResult, data: DataParts, accelerator: Accelerator) -> dict[str, Any]:
+    """The figures of a stage for ``metrics.json``, and everything needed to read them.
+
+    Args:
+        rules: How figures are computed.
+        result: Of the stage.
+        data: The parts.
+        accelerator: Of the stage.
+    """
+    distribution = data.distribution
+    return rules.report(result.logits, result.targets) | {
+        'num_parameters': sum(p.numel() for p in result.model.parameters()),
+        'imbalance_ratio': distribution.imbalance_ratio,
+        'num_train_images': distribution.num_samples,
+        'num_test_images': int(result.targets.numel()),
+        'epochs': result.epochs,
+        'wall_seconds': round(result.seconds, 3),
+        'images_per_second': round(result.images_per_second, 2),
+        'skipped_steps': result.skipped_steps,
         'protocol': {
             'test_part': data.test_part,
             'validation_part': data.validation_part,
-            **({} if reported_epoch is None else {'reported_epoch': reported_epoch}),
-            'epoch_chosen_by': chosen_by,
-            'weights': _weights(trainer.ema),
-            'split_rule': rule,
+            **({} if result.reported_epoch is None else {'reported_epoch': result.reported_epoch}),
+            'epoch_chosen_by': result.chosen_by,
+            'weights': result.weights,
+            'split_rule': rules.split_rule,
+            **({'test_time_augmentation': 'mean over the image and its mirror image'} if rules.tta > 1 else {}),
             'transductive': 'no',
             'processes': accelerator.num_processes,
             'precision': accelerator.mixed_precision,
@@ -63,19 +49,30 @@ def final_metrics(
             'versions': f'timm_lt {__version__}, timm {timm.__version__}, torch {torch.__version__}',
         },
     }
-    return metrics
+
+
+def method_facts(options: Options) -> dict[str, Any]:
+    """What was trained, for ``metrics.json``."""
+    return {
+        'model': options.model.model, 'dataset': options.data.dataset or str(options.data.data_dir),
+        'loss': options.loss.loss, 'sampler': options.data.sampler, 'opt': options.optimizer.opt,
+        'seed': options.run.seed}
 
 
 def metrics_of_both(
-        args: Namespace, first: dict[str, Any], second: Any, data: DataParts, rule: str) -> dict[str, Any]:
+        rules: FigureRules, first: dict[str, Any], result: StageResult, info: dict[str, Any]) -> dict[str, Any]:
     """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name.
 
     ``protocol`` says what chose the final figures: the epoch of the second stage where it has epochs, its tau.
+
+    Args:
+        rules: How figures are computed.
+        first: Metrics of the first stage.
+        result: Of the second stage.
+        info: What the second stage did.
     """
-    info, chosen = second.info, ('reported_epoch', 'epoch_chosen_by')
-    figures = dict(report(
-        second.logits, second.targets, data.distribution.counts, split_rule=rule,
-        class_names=data.distribution.class_names, bootstrap=args.bootstrap, seed=args.seed))
+    chosen = ('reported_epoch', 'epoch_chosen_by')
+    figures = rules.report(result.logits, result.targets)
     seconds = first['wall_seconds'] + info['wall_seconds']
     images = sum(stage['wall_seconds'] * stage['images_per_second'] for stage in (first, info))
     protocol = dict(first['protocol'])
@@ -113,12 +110,6 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         f'outputs: {folder}',
         '',
     ])
-
-
-def _weights(ema: Any) -> str:
-    if ema is None:
-        return 'raw'
-    return 'moving average, its decay warmed up' if ema.use_warmup else 'moving average'
 
 
 def _choice(facts: dict[str, Any]) -> str:

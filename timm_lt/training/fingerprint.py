@@ -1,6 +1,6 @@
 """Data and processes that a run depends on: equal when it goes on and on every process, or refused with the difference.
 
-The options of a run are compared by :func:`timm_lt.training.checkpoint.check_same_configuration`.
+The options of a run are compared by :func:`timm_lt.training.resume.check_same_configuration`.
 """
 
 import json
@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .._files import write_text
-from .config import ConfigError
 from .data import DataParts
+from .errors import ConfigError
 
 FILE = 'fingerprint.json'
 

@@ -5,7 +5,8 @@ import io
 import json
 import os
 import shutil
-from argparse import Namespace
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 import torch.nn as nn
 from torch import Tensor
 
-from .._files import json_ready, whole_file, write_text
+from .._files import json_ready, replace_folder, whole_file, write_text
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
-from .checkpoint import find_checkpoint, read_options, replace_folder
-from .config import ConfigError, differing_keys, to_yaml
+from .options import Options, to_yaml
 
 
 class RunFolder:
@@ -32,8 +32,32 @@ class RunFolder:
         self.path = Path(path)
         self.writes = writes
 
-    def write_args(self, args: Namespace) -> None:
-        self._text('args.yaml', to_yaml(args))
+    @contextmanager
+    def removed_if_empty(self) -> Iterator[None]:
+        """A block after whose failure the folder is removed where nothing was written to it."""
+        try:
+            yield
+        except BaseException:
+            if self.writes and self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
+            raise
+
+    def write_args(self, options: Options) -> None:
+        self._text('args.yaml', to_yaml(options))
+
+    @staticmethod
+    def epoch_checkpoint(epoch: int) -> str:
+        """Name of the checkpoint of one epoch, counted from 0."""
+        return f'checkpoint-{epoch}'
+
+    def drop_epoch_checkpoints(self, kept: Collection[int]) -> list[str]:
+        """Remove the checkpoints of all epochs but ``kept``; returns their names."""
+        names = {self.epoch_checkpoint(epoch) for epoch in kept}
+        dropped = [folder for folder in self.path.glob('checkpoint-*') if folder.name not in names]
+        if self.writes:
+            for folder in dropped:
+                shutil.rmtree(folder, ignore_errors=True)
+        return [folder.name for folder in dropped]
 
     def write_summary(self, rows: list[dict[str, Any]]) -> None:
         """``summary.csv``, a row an epoch; an absent figure is an empty cell."""
@@ -103,44 +127,6 @@ class RunFolder:
     def _text(self, name: str, text: str) -> None:
         if self.writes:
             write_text(self.path / name, text)
-
-
-def choose_folder(args: Namespace) -> tuple[Path, Path | None]:
-    """Folder of the run and the checkpoint to go on from (or None).
-
-    Raises:
-        ConfigError: If ``--resume DIR`` names no run with a checkpoint.
-    """
-    output = Path(args.output)
-    if args.resume and args.resume != 'auto':
-        folder = Path(args.resume)
-        folder = folder.parent if (folder / 'complete.json').is_file() else folder
-        checkpoint = find_checkpoint(folder)
-        if checkpoint is None:
-            raise ConfigError(f'--resume {args.resume}: no whole checkpoint there; name the folder of a run')
-        return folder, checkpoint
-    name = args.experiment or default_experiment(args)
-    candidates = [output / name]
-    while candidates[-1].exists():
-        candidates.append(output / f'{name}-{len(candidates) + 1}')
-    existing = candidates[-2::-1]
-    if args.resume == 'auto' and existing:
-        # the newest that was run with these options; without one the newest, whose differences are then named
-        folder = next((f for f in existing if _has_configuration(f, args)), existing[0])
-        return folder, find_checkpoint(folder)
-    return candidates[-1], None
-
-
-def _has_configuration(folder: Path, args: Namespace) -> bool:
-    file = folder / 'args.yaml'
-    return file.is_file() and not differing_keys(read_options(file), vars(args))
-
-
-def default_experiment(args: Namespace) -> str:
-    """A name such as ``digits_resnet20_cifar_balanced_softmax_sgd_s42``."""
-    data = args.dataset or Path(args.data_dir).resolve().name
-    parts = [Path(data).name, args.model.split('/')[-1], args.loss, args.opt, f's{args.seed}']
-    return '_'.join(p.replace('.', '-') for p in parts)
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -16,6 +16,7 @@ from ._learning import (
     Stage2Options,
 )
 from ._model import ModelOptions
+from ._names import check_names
 from ._option import OptionInfo, option
 from ._rules import RULES, check_options
 from ._run import NOTES, EvaluationOptions, HubOptions, RecipeNotes, RunOptions
@@ -26,6 +27,6 @@ __all__ = [
     'DIGITS_DEFAULTS', 'GROUPS', 'NOTES', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
     'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
     'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'Stage2Options', 'build_parser',
-    'check_options', 'configuration', 'differing_keys', 'load_config', 'option', 'options_table', 'parse_options',
-    'read_args', 'to_yaml',
+    'check_names', 'check_options', 'configuration', 'differing_keys', 'load_config', 'option', 'options_table',
+    'parse_options', 'read_args', 'to_yaml',
 ]

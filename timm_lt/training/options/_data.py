@@ -83,6 +83,7 @@ class AugmentationOptions:
     reprob: float = option(0.0, 'probability of random erasing', within='[0, 1]')
     remode: str = option(
         'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
+    aug_repeats: int = option(0, 'augment an image so many times in an epoch; 0 and 1: once', within='[0, inf)')
     mixup: float = option(0.0, 'alpha of Mixup; 0: off', within='[0, inf)')
     cutmix: float = option(0.0, 'alpha of CutMix; 0: off', within='[0, inf)')
     cutmix_minmax: list[float] | None = option(

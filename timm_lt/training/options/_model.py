@@ -46,6 +46,8 @@ class ModelOptions:
     grad_checkpointing: bool = option(False, 'compute activations a second time in place of keeping them')
     torchcompile: str | None = option(
         None, 'compile the network by torch.compile', nargs='?', const='inductor', metavar='BACKEND')
+    torchcompile_mode: str | None = option(
+        None, "mode of torch.compile, e.g. reduce-overhead or max-autotune; None: torch's default")
     sync_bn: bool = option(False, 'BatchNorm over all processes (GPU)')
     model_ema: bool = option(False, 'report the moving average of the weights')
     model_ema_decay: float = option(0.9998, 'decay of the moving average', within='[0, 1)')

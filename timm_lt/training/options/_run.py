@@ -14,6 +14,11 @@ class EvaluationOptions:
     split_rule: str = option(
         'auto', "many / medium / few: 'gt100_lt20', 'ge100_le20', 'thirds', 'MANY,FEW', or 'auto': gt100_lt20 where "
         'some class has fewer than 20 images, else thirds')
+    eval_metric: str = option(
+        'top1', 'figure of the validation part that chooses the best epoch',
+        choices=('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few'))
+    tta: int = option(
+        0, 'views of an image whose logits are averaged in evaluation: 2 adds its mirror image', choices=(0, 1, 2))
     bootstrap: int = option(0, 'resamples for confidence intervals; 0: none', within='[0, inf)')
 
 
@@ -25,6 +30,10 @@ class RunOptions:
     seed: int = option(42, 'seed of weights, order and augmentation', within='[0, 4294967295]')
     mixed_precision: str | None = option(
         None, 'precision of the forward pass; None: as accelerate is configured', choices=('no', 'fp16', 'bf16'))
+    amp: bool = option(False, 'mixed precision in --amp-dtype')
+    amp_dtype: str | None = option(
+        None, 'type of --amp; None: bfloat16 on a CPU, else float16', choices=('float16', 'bfloat16'))
+    device: str = option('', "'cpu', or a kind of accelerator such as 'cuda'; empty: as accelerate finds it")
     output: str = option('output', 'folder of all runs', metavar='DIR')
     experiment: str = option('', 'folder of the run; empty: named after its options', metavar='NAME')
     resume: str = option(
@@ -32,9 +41,26 @@ class RunOptions:
     checkpoint_every: int = option(1, 'epochs between checkpoints', within='[1, inf)')
     checkpoint_steps: int = option(
         0, 'also every so many steps; 0: only at epochs', '--recovery-interval', within='[0, inf)')
+    checkpoint_hist: int = option(
+        0, 'also keep the checkpoints of so many epochs: the best by --eval-metric, or the newest without a '
+        'validation part', within='[0, inf)')
     log_interval: int = option(50, 'steps between updates of the progress line', within='[1, inf)')
     log_with: str | None = option(None, 'tracker of Accelerate, e.g. tensorboard')
+    log_wandb: bool = option(False, 'same as --log-with wandb')
+    wandb_project: str | None = option(None, 'project of Weights & Biases; None: timm_lt')
     quiet: bool = option(False, 'no progress lines')
+
+    @property
+    def tracker(self) -> str | None:
+        """Name of the tracker, as Accelerate knows it."""
+        return 'wandb' if self.log_wandb else self.log_with
+
+    def precision(self, on_cpu: bool) -> str | None:
+        """Accelerate's name of the precision: 'fp16', 'bf16', 'no', or None for the one it is configured with."""
+        if not self.amp:
+            return self.mixed_precision
+        dtype = self.amp_dtype or ('bfloat16' if on_cpu else 'float16')
+        return {'float16': 'fp16', 'bfloat16': 'bf16'}[dtype]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,137 @@
+"""Training of a classifier on a frozen network: features, their batches, and a step of the head."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from timm.utils import dispatch_clip_grad
+from torch import Tensor
+
+from ..data import EpochBatches
+from ..optim import StepResult
+from ..two_stage import Stage2Method, batchnorm_layers, classifier_inputs
+from .learner import Learner
+from .trainer import Callback, Trainer
+from .windows import Window
+
+
+class FeatureModel(nn.Module):
+    """Images to the input of the classifier.
+
+    Args:
+        model: A timm model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return classifier_inputs(self.model, images)
+
+
+class FeatureLoader:
+    """Batches of features that were computed once, in the order of a sampler.
+
+    Args:
+        features: (N, D).
+        targets: (N,).
+        batches: Which of them make up a step.
+        device: Where batches go.
+    """
+
+    def __init__(self, features: Tensor, targets: Tensor, batches: EpochBatches, device: torch.device) -> None:
+        self.features = features
+        self.targets = targets
+        self.batches = batches
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        self.batches.set_epoch(epoch, start_step)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            index = batch.indices.to(self.features.device)
+            yield self.features[index].to(self.device), self.targets[index].to(self.device)
+
+
+class FrozenModel(Callback):
+    """Keeps the frozen model in the method's mode, and its BatchNorm statistics, where they move, in the checkpoint."""
+
+    def __init__(self, model: nn.Module, method: Stage2Method) -> None:
+        self.model = model
+        self.method = method
+
+    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+        self.method.set_mode(self.model)
+
+    def average(self, accelerator: Accelerator) -> None:
+        """Average the statistics over processes, which saw different images."""
+        if self.method.caches_features or accelerator.num_processes == 1:
+            return
+        for layer in batchnorm_layers(self.model):
+            for buffer in (layer.running_mean, layer.running_var):
+                buffer.copy_(accelerator.reduce(buffer, reduction='mean'))
+
+    def _buffers(self) -> dict[str, Tensor]:
+        if self.method.caches_features:
+            return {}
+        return {f'{i}.{n}': b for i, m in enumerate(batchnorm_layers(self.model)) for n, b in m.named_buffers()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: buffer.clone() for name, buffer in self._buffers().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, buffer in self._buffers().items():
+            buffer.copy_(state[name])
+
+
+@dataclass
+class HeadLearner(Learner):
+    """Only the method's head is trained and checkpointed; ``model`` is the prepared method.
+
+    Attributes:
+        frozen: The frozen network and its method.
+        cached: Batches hold features instead of images.
+    """
+    frozen: FrozenModel | None = None
+    cached: bool = False
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The network with the head in place of its classifier."""
+        return self.frozen.model
+
+    def finish_epoch(self) -> None:
+        self.frozen.average(self.accelerator)
+
+    def step(self, window: Window, progress: float) -> tuple[StepResult, list[Tensor]]:
+        accelerator, method = self.accelerator, self.frozen.method
+        total, outputs = 0, []
+        # the mean over the micro-batches of all processes; gradients are averaged over processes afterwards
+        shares = torch.stack([method.normalizer(target, self.criterion) for target in window.targets]).float()
+        shares = shares / accelerator.reduce(shares.sum(), reduction='mean')
+        for i, (features, target) in enumerate(zip(window.inputs, window.targets)):
+            last = i == len(window.inputs) - 1
+            with accelerator.autocast():
+                if not self.cached:
+                    features = classifier_inputs(self.frozen.model, features)
+                with torch.no_grad():
+                    outputs.append(method.logits(features))
+            with torch.enable_grad() if last else accelerator.no_sync(self.model):
+                loss = self.model(features, target, self.criterion, progress) * shares[i]
+                accelerator.backward(loss)
+            total = total + loss.detach()
+        if self.clip_grad is not None:
+            accelerator.unscale_gradients(self.optimizer)
+            dispatch_clip_grad(method.trained_parameters(), value=self.clip_grad, mode=self.clip_mode)
+        self.optimizer.step()
+        skipped = bool(self.optimizer.step_was_skipped)
+        self.optimizer.zero_grad()
+        return StepResult(total, skipped), outputs

@@ -1,0 +1,93 @@
+"""What a stage trains, and how one step of it is computed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from torch import Tensor
+
+from .._unwrap import plain_model, unwrap_model
+from ..optim import BatchClosure, StepResult, find_sharpness_aware, optimizer_step
+from .windows import Window
+
+
+@dataclass
+class Learner:
+    """A network, its loss, its optimizer and their schedule. A step minimises the loss of the network's output.
+
+    Attributes:
+        accelerator: Accelerate's object; ``gradient_accumulation_steps`` of it stays 1.
+        model: The prepared module that a step calls.
+        criterion: Loss with a value per sample, see :func:`timm_lt.losses.sample_losses`.
+        optimizer: The prepared optimizer, of timm or of this package.
+        scheduler: A timm scheduler.
+        clip_grad: Bound of the gradients, > 0; None: none.
+        clip_mode: 'norm', 'value' or 'agc', as in timm.
+        ema: timm's ``ModelEmaV3`` of the weights, or None.
+    """
+    accelerator: Accelerator
+    model: nn.Module
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    clip_grad: float | None = None
+    clip_mode: str = 'norm'
+    ema: Any = None
+
+    def __post_init__(self) -> None:
+        self._bare_model = unwrap_model(self.model)[0]
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model whose figures are reported: the moving average if there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    @property
+    def plain_model(self) -> nn.Module:
+        """The evaluated model without wrappers of processes, compilation or training heads."""
+        return plain_model(self.eval_model)
+
+    def checkpointed(self) -> list[Any]:
+        """Objects beside model, optimizer and scheduler whose state a checkpoint holds."""
+        objects: list[Any] = []
+        if hasattr(self.scheduler, 'lr_scheduler'):  # plateau: the state of timm's lacks what torch's inside it counts
+            objects.append(self.scheduler.lr_scheduler)
+        if any(True for _ in self.criterion.buffers()) or any(True for _ in self.criterion.parameters()):
+            objects.append(self.criterion)
+        if self.ema is not None:
+            objects.append(self.ema)
+        return objects
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the training mode, and tell optimizer and loss the epoch."""
+        self.model.train()
+        for part in (find_sharpness_aware(self.optimizer), self.criterion):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch, epochs)
+
+    def step(self, window: Window, progress: float) -> tuple[StepResult, list[Tensor]]:
+        """One optimizer step.
+
+        Args:
+            window: The micro-batches.
+            progress: Share of the epochs that will be over after this one, in (0, 1].
+
+        Returns:
+            What the step did, and the detached logits of each micro-batch.
+        """
+        closure = BatchClosure(
+            self.model, self.criterion, window.inputs, window.targets, self.accelerator, labels=window.labels)
+        result = optimizer_step(
+            self.optimizer, closure, self.accelerator, clip_grad=self.clip_grad, clip_mode=self.clip_mode)
+        return result, closure.output
+
+    def finish_step(self, updates: int) -> None:
+        """Follow an update that was not skipped."""
+        self.scheduler.step_update(updates)
+        if self.ema is not None:
+            self.ema.update(self._bare_model, updates)
+
+    def finish_epoch(self) -> None:
+        """Settle the model before it is evaluated."""

@@ -1,0 +1,98 @@
+"""How figures are computed, and what a stage of training gave."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from ..class_distribution import ClassDistribution
+from ..evaluate import report
+from ..evaluate.metrics import resolve_split_rule
+from .options import EvaluationOptions
+
+
+@dataclass(frozen=True)
+class FigureRules:
+    """How the figures of a run are computed.
+
+    Attributes:
+        distribution: Training images per class.
+        split_rule: Rule of the many / medium / few split, resolved.
+        bootstrap: Resamples for confidence intervals; 0: none.
+        seed: Of the resamples.
+        tta: Views of a test image whose logits are averaged; 0 and 1: the image alone, 2: with its mirror image.
+    """
+    distribution: ClassDistribution
+    split_rule: str
+    bootstrap: int = 0
+    seed: int = 0
+    tta: int = 0
+
+    @classmethod
+    def of(cls, options: EvaluationOptions, distribution: ClassDistribution, seed: int = 0) -> 'FigureRules':
+        rule = resolve_split_rule(distribution, options.split_rule)
+        return cls(distribution, rule, options.bootstrap, seed, options.tta)
+
+    @property
+    def splits(self) -> dict[str, Tensor]:
+        """Masks (C,) of the many-, medium- and few-shot classes."""
+        return self.distribution.splits(self.split_rule)
+
+    def report(self, logits: Tensor, targets: Tensor, **changes: Any) -> dict[str, Any]:
+        """:func:`timm_lt.evaluate.report` by these rules; ``changes`` are its arguments."""
+        arguments = {'split_rule': self.split_rule, 'class_names': self.distribution.class_names,
+                     'bootstrap': self.bootstrap, 'seed': self.seed}
+        return dict(report(logits, targets, self.distribution.counts, **(arguments | changes)))
+
+    def evaluated(self, model: nn.Module) -> nn.Module:
+        """The model as it is evaluated: itself, or the mean over an image and its mirror image."""
+        return MirrorAverage(model) if self.tta > 1 else model
+
+
+class MirrorAverage(nn.Module):
+    """Mean of a model's logits of images and of their mirror images.
+
+    Args:
+        model: Gives logits (B, C) of images (B, C, H, W).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.model(images) + self.model(images.flip(-1))) / 2
+
+
+@dataclass
+class StageResult:
+    """What a stage gave.
+
+    Attributes:
+        model: The trained timm model without wrappers.
+        logits: Of the test images, (N, C).
+        targets: Their labels, (N,).
+        epochs: Epochs of the stage.
+        reported_epoch: Epoch of ``model``, from 0; None: no epoch was trained.
+        chosen_by: What chose that epoch.
+        seconds: Of training.
+        images: Seen in training, over all processes.
+        skipped_steps: Steps that the gradient scaler skipped.
+        weights: 'raw', or the moving average that ``model`` holds.
+    """
+    model: nn.Module
+    logits: Tensor
+    targets: Tensor
+    epochs: int = 0
+    reported_epoch: int | None = None
+    chosen_by: str = ''
+    seconds: float = 0.0
+    images: int = 0
+    skipped_steps: int = 0
+    weights: str = 'raw'
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.seconds, 1e-9)
