@@ -13,15 +13,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import timm.data
 from _report import Report
 from _timing import ratios_in_turns
 from PIL import Image
 from timm.data.readers import get_img_extensions
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from timm_lt.data import create_dataset
+from timm_lt.data import ImageSubset, create_dataset
 from timm_lt.data.pixels import open_image
-from timm_lt.data.readers import FolderReader
 
 DECODED = 200
 
@@ -45,18 +44,20 @@ def make_images(root: Path, images: int) -> list[Path]:
 
 
 def old_form(root: Path) -> None:
-    """timm's reader and the two checks around it."""
-    reader, types = ReaderImageFolder(str(root)), get_img_extensions(as_set=True)
+    """timm's reader, the two checks around it, and the labels."""
+    dataset, types = timm.data.create_dataset('', root=str(root), search_split=False), get_img_extensions(as_set=True)
+    classes = dataset.reader.class_to_idx
 
     def has_image(files: list[str]) -> bool:
         return any(os.path.splitext(file)[1].lower() in types for file in files)
 
     for path in root.iterdir():
-        if path.name not in reader.class_to_idx:
+        if path.name not in classes:
             any(has_image(files) for _, _, files in os.walk(path, followlinks=True))
     for path, _, files in os.walk(root, followlinks=True):
-        if os.path.basename(path) not in reader.class_to_idx:
+        if os.path.basename(path) not in classes:
             has_image(files)
+    ImageSubset(dataset)
 
 
 def read_as_timm(path: Path) -> None:
@@ -80,11 +81,9 @@ def main():
         paths = make_images(photos, DECODED)
         table = {
             f'find {args.images} files in {args.classes} classes': ({
-                "timm's reader alone": lambda: ReaderImageFolder(str(root)),
-                "timm's reader and checks": lambda: old_form(root),
-                'ours': lambda: FolderReader('', root).read('train'),
-                'ours, create_dataset': lambda: create_dataset('folder', root),
-            }, "timm's reader alone"),
+                'old form': lambda: old_form(root),
+                'ours': lambda: create_dataset('folder', root),
+            }, 'old form'),
             f'decode {DECODED} JPEG files of 500x375': ({
                 'as timm': lambda: [read_as_timm(path) for path in paths],
                 'ours': lambda: [open_image(path) for path in paths],

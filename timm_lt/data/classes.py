@@ -30,16 +30,19 @@ def read_class_map(class_map: ClassMap, root: str | Path | None = None) -> dict[
             path = Path(root) / class_map
         if not path.is_file():
             raise FileNotFoundError(f'there is no class map {class_map}')
-        class_map = _load(path)
-    if not isinstance(class_map, Mapping):
-        if len(set(class_map)) < len(class_map):
+        return read_class_map(_load(path))
+    if isinstance(class_map, Mapping):
+        mapping = dict(class_map)
+    else:
+        names = list(class_map)
+        if len(set(names)) < len(names):
             raise ValueError('a class map needs different names')
-        class_map = {name: label for label, name in enumerate(class_map)}
-    labels = list(class_map.values())
+        mapping = {name: label for label, name in enumerate(names)}
+    labels = list(mapping.values())
     if not labels or any(isinstance(v, bool) or not isinstance(v, int) for v in labels) or (
             sorted(set(labels)) != list(range(max(labels) + 1))):
         raise ValueError(f'a class map needs the labels 0 to C - 1, got {sorted(map(str, set(labels)))[:10]}')
-    return {printable(str(name)): label for name, label in class_map.items()}
+    return {printable(str(name)): label for name, label in mapping.items()}
 
 
 def _load(path: Path) -> Any:

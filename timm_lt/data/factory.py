@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .._registry import READERS, call_factory
 from .._validate import nearest_names
@@ -70,10 +70,10 @@ def create_reader(name: str = '', root: str | Path | None = None, **options: Any
         TypeError: If the dataset streams, or the reader lacks an option.
     """
     prefix, rest = _reader_name(name)
-    info = READERS.info(prefix)
-    if info.factory.passes_options:
-        return info.factory(rest, root, **options)
-    return call_factory(info, 'dataset', rest, root, **options)
+    kind = _kind(prefix)
+    if kind.passes_options:
+        return kind(rest, root, **options)
+    return call_factory(READERS.info(prefix), 'dataset', rest, root, **options)
 
 
 def find_split(name: str, root: str | Path | None, wanted: Sequence[str], **kwargs: Any) -> str | None:
@@ -91,7 +91,12 @@ def find_split(name: str, root: str | Path | None, wanted: Sequence[str], **kwar
 
 def numbers_its_own_classes(name: str) -> bool:
     """Whether each part numbers its classes by itself unless it is told the names: folders and lists."""
-    return READERS.info(_reader_name(name)[0]).factory.numbers_classes
+    return _kind(_reader_name(name)[0]).numbers_classes
+
+
+def _kind(prefix: str) -> type[DatasetReader]:
+    """The reader class that is registered under a prefix."""
+    return cast(type[DatasetReader], READERS.info(prefix).factory)
 
 
 def _reader_name(name: str) -> tuple[str, str]:
@@ -100,6 +105,6 @@ def _reader_name(name: str) -> tuple[str, str]:
         return 'folder', ''
     prefix, _, rest = name.partition('/')
     if prefix.lower() not in READERS or (not rest and prefix.lower() != 'folder'):
-        examples = [example for info in READERS.infos() for example in info.factory.examples]
+        examples = [example for known in READERS.names() for example in _kind(known).examples]
         raise ValueError(f'unknown dataset {name!r}. {nearest_names(name, examples)}')
     return prefix.lower(), rest

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from .found import Found
 from .names import printable
 from .reading import read_image
 
@@ -23,7 +24,12 @@ class ImageFiles(Dataset):
         class_names: Names in label order, or None.
         transform: Transform of the images.
         input_img_mode: Mode of the images, see :func:`open_image`.
+
+    Attributes:
+        found: What the reader found and left out, or None.
     """
+
+    found: Found | None = None
 
     def __init__(
             self,

@@ -45,6 +45,8 @@ class ListFileDataset(ImageFiles):
         FileNotFoundError: If the list or the image root does not exist.
     """
 
+    found: Found
+
     def __init__(
             self,
             list_file: str | Path,
@@ -75,8 +77,9 @@ class ListFileDataset(ImageFiles):
             unknown = [printable(str(label)) not in class_map for label in rows.labels]
             rows = self._without(NOT_IN_MAP, rows, unknown, bad_images)
         class_names, targets = self._number(rows, class_names, class_map)
-        self._note_repeats(rows.paths, targets)
-        super().__init__(image_root, rows.paths, targets, class_names, transform, input_img_mode)
+        paths = [str(path) for path in rows.paths]
+        self._note_repeats(paths, targets)
+        super().__init__(image_root, paths, targets, class_names, transform, input_img_mode)
 
     def _part(self, rows: Rows, split: str | None) -> Rows:
         """The rows of a part, where the table has a column of parts."""
@@ -120,16 +123,18 @@ class ListFileDataset(ImageFiles):
         return order, [labels[name] for name in names]
 
     def _check_numbers(self, rows: Rows, class_names: Sequence[str] | None) -> list[int]:
+        targets = []
         for label, place in zip(rows.labels, rows.places):
             if not isinstance(label, int) or label < 0:
                 raise ValueError(
                     f'{self.list_file}, {place}: the label must be a whole number >= 0, got {printable(str(label))!r}; '
                     f'names are for tables (.csv, .tsv, .parquet), or need a class map (class_map, --class-map)')
-        highest = max(rows.labels)
+            targets.append(label)
+        highest = max(targets)
         if class_names is not None and highest >= len(class_names):
             raise ValueError(
                 f'{self.list_file} has labels up to {highest}, but there are {len(class_names)} classes')
-        return rows.labels
+        return targets
 
     def _note_repeats(self, paths: Sequence[str], targets: Sequence[int]) -> None:
         repeated = [path for path, times in Counter(paths).items() if times > 1]

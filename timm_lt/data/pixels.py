@@ -103,10 +103,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return Image.fromarray(((levels.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
     if image.mode.startswith('F'):
         levels = np.asarray(image)
-        low, high = float(levels.min()), float(levels.max())
-        if not (low >= 0 and high <= 1):  # also NaN
+        dark, bright = float(levels.min()), float(levels.max())
+        if not (dark >= 0 and bright <= 1):  # also NaN
             raise ValueError(
-                f'mode {image.mode!r} (floating point) holds values from {low:g} to {high:g}, but only [0, 1] has a '
+                f'mode {image.mode!r} (floating point) holds values from {dark:g} to {bright:g}, but only [0, 1] has a '
                 f'rule; divide by the white level, or store the image with 8 or 16 bits')
         return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
     return image

@@ -37,8 +37,11 @@ class Rows:
 
     def choose(self, keep: Sequence[bool]) -> 'Rows':
         """The rows that are marked."""
-        columns = [self.paths, self.labels, self.places] + ([self.splits] if self.splits is not None else [])
-        return Rows(*([value for value, k in zip(column, keep) if k] for column in columns))
+        def chosen(column: list) -> list:
+            return [value for value, k in zip(column, keep) if k]
+
+        splits = None if self.splits is None else chosen(self.splits)
+        return Rows(chosen(self.paths), chosen(self.labels), chosen(self.places), splits)
 
 
 def read_rows(file: Path, input_key: str | None = None, target_key: str | None = None) -> Rows:
@@ -87,11 +90,11 @@ def _read_table(
     if not lines:
         return Rows([], [], [])
     header = [cell.strip() for cell in lines[0][1]]
-    if input_key is None and target_key is None and _is_row_of_two(header):
-        path, label, split = 0, 1, None
-    else:
-        path, label, split = (
-            None if name is None else header.index(name) for name in _columns(file, header, input_key, target_key))
+    path, label, split = 0, 1, None
+    if input_key or target_key or not _is_row_of_two(header):
+        names = _columns(file, header, input_key, target_key)
+        path, label = header.index(names[0]), header.index(names[1])
+        split = None if names[2] is None else header.index(names[2])
         lines = lines[1:]
     short = next((number for number, cells in lines if len(cells) <= max(path, label, split or 0)), None)
     if short is not None:
@@ -110,7 +113,7 @@ def _is_row_of_two(cells: list[str]) -> bool:
 
 
 def _read_parquet(file: Path, input_key: str | None, target_key: str | None) -> Rows:
-    from pyarrow import parquet  # comes with datasets; half a second to import
+    from pyarrow import parquet  # type: ignore[import-untyped]  # comes with datasets; half a second to import
     schema = parquet.read_schema(file)
     path, label, split = _columns(file, schema.names, input_key, target_key)
     if str(schema.field(path).type).startswith(('struct', 'binary')):

@@ -75,8 +75,8 @@ def _images(
         other: str = OTHER_TYPES,
 ) -> Iterator[str]:
     """Paths of the images below ``root/start``, relative to ``root``, in no order; ``other``: reason of other files."""
-    base, links = os.fspath(root), (os.path.realpath(root),)
-    pending = [(start, links)]
+    base = os.fspath(root)
+    pending: list[tuple[str, tuple[str, ...]]] = [(start, (os.path.realpath(root),))]
     while pending:
         folder, links = pending.pop()
         prefix = folder + os.sep if folder else ''

@@ -53,14 +53,14 @@ class FolderReader(DatasetReader):
         self.input_img_mode = input_img_mode
 
     def splits(self) -> list[str]:
-        return self._parts() if self.root is not None and self.root.is_dir() else []
+        return self._parts(self.root) if self.root is not None and self.root.is_dir() else []
 
     def read(self, split: str, class_names: Sequence[str] | None = None) -> ImageFiles:
         if self.root is None:
             raise ValueError('a folder dataset needs the folder: root (--data-dir)')
         if not self.root.is_dir():
             raise FileNotFoundError(f'there is no image folder {printable(str(self.root))}')
-        folder, found = self._part_folder(split)
+        folder, found = self._part_folder(self.root, split)
         classes = scan_classes(folder, self.types, found, self.skip)
         self._check(folder, classes, found)
         names = {printable(name): name for name in classes}
@@ -86,27 +86,27 @@ class FolderReader(DatasetReader):
     def shares_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
         return share_files(one[1], two[1])
 
-    def _parts(self) -> list[str]:
+    def _parts(self, root: Path) -> list[str]:
         """Folders of the root that are parts."""
-        named = [name for name in subfolders(self.root) if usual_part(name)]
-        flat = [name for name in named if self._holds_images_only(self.root / name)]
+        named = [name for name in subfolders(root) if usual_part(name)]
+        flat = [name for name in named if self._holds_images_only(root / name)]
         kinds = {usual_part(name) for name in named}
         if len(flat) < len(named):
             return named
-        others = [name for name in subfolders(self.root) if name not in named]
-        if len(kinds) > 1 and not any(has_images(self.root / name, self.types) for name in others):
+        others = [name for name in subfolders(root) if name not in named]
+        if len(kinds) > 1 and not any(has_images(root / name, self.types) for name in others):
             raise ValueError(
-                f'{self.root} has the parts {named} but no class folders in them; expected '
-                f'{self.root / named[0]}/CLASS/IMAGE, or a table of the labels: list/FILE')
+                f'{root} has the parts {named} but no class folders in them; expected '
+                f'{root / named[0]}/CLASS/IMAGE, or a table of the labels: list/FILE')
         return []
 
     def _holds_images_only(self, folder: Path) -> bool:
         return has_images(folder, self.types, deep=False) and not any(
             has_images(folder / name, self.types) for name in subfolders(folder))
 
-    def _part_folder(self, split: str) -> tuple[Path, Found]:
+    def _part_folder(self, root: Path, split: str) -> tuple[Path, Found]:
         """Folder of a part, and a record that names folders beside the parts."""
-        root, parts = self.root, self._parts()
+        parts = self._parts(root)
         name = match_split(split, parts)
         if name is None and usual_part(split) is None and (root / split).is_dir():
             return root / split, Found(str(root / split), split)

@@ -27,7 +27,12 @@ class HubImages(Dataset):
         class_names: Names in label order, or None.
         transform: Transform of the images.
         input_img_mode: Mode of the images.
+
+    Attributes:
+        found: What was found and left out, or None.
     """
+
+    found: Found | None = None
 
     def __init__(
             self,
@@ -106,7 +111,7 @@ class HubReader(DatasetReader):
         self.options = {**options, 'input_key': input_key, 'target_key': target_key}
 
     def splits(self) -> list[str]:
-        from datasets import get_dataset_split_names  # seconds to import, and only this reader needs it
+        from datasets import get_dataset_split_names  # type: ignore[import-untyped]  # seconds to import, and only this reader needs it
         return get_dataset_split_names(self.name)
 
     def read(self, split: str, class_names: Sequence[str] | None = None) -> HubImages:

@@ -46,7 +46,7 @@ class ListReader(DatasetReader):
     ) -> None:
         super().__init__(name, root, bad_images=bad_images)
         self.columns = {'input_key': input_key, 'target_key': target_key}
-        self.options = {
+        self.options: dict[str, Any] = {
             **self.columns, 'bad_images': bad_images, 'input_img_mode': input_img_mode,
             'class_map': read_class_map(class_map, root) if class_map else None}
 
