@@ -1,6 +1,7 @@
 """The gradients of one step: the first pass, the perturbations, the further passes, their sum."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,6 +73,10 @@ class StepGradients:
         self._ours = {id(p) for p in self.params}
         if isinstance(closure, BatchClosure):
             self.params += [p for p in closure.module.parameters() if p.requires_grad and id(p) not in self._ours]
+
+    @cached_property
+    def _normalizer(self) -> Tensor:
+        return self.closure.normalizer().double() * self.closure.world_size
 
     def of_whole_batch(self, radius: float) -> Any:
         """One part, the whole batch; returns the loss."""
@@ -227,7 +232,7 @@ class StepGradients:
             if g is not None and id(p) in self._ours and p in may_perturb]
         part = Part(index, radius, samples, [p for p, _ in pairs], [g for _, g in pairs])
         if samples >= 0:
-            part.normalizer = self.closure.normalizer().double() * self.closure.world_size
+            part.normalizer = self._normalizer
         if self.grad_scale is not None:
             scale_(part.grads, 1 / self.grad_scale)
         return part
