@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+from base64 import b64decode
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from report_cases import coarse_pictures  # noqa: F401
 
 from timm_lt import ClassDistribution
 from timm_lt.evaluate import report, write_comparison, write_report
-from timm_lt.evaluate.reports import load_run, plots, read_summary
+from timm_lt.evaluate.cli import main
+from timm_lt.evaluate.reports import load_run, plots, read_summary, write_mistakes
+from timm_lt.evaluate.reports.classes import confusion_counts
 from timm_lt.evaluate.reports.comparison import compare_groups
 from timm_lt.evaluate.reports.comparison_page import comparison_page
 from timm_lt.evaluate.reports.plots import style
@@ -43,7 +47,6 @@ def write_run(folder, seed=0, loss='ce', gain=0.0, counts=COUNTS, files=True):
 
 
 def pictures(page):
-    from base64 import b64decode
     return [b64decode(data).decode() for data in re.findall(r"src='data:image/svg\+xml;base64,([^']+)", page)]
 
 
@@ -285,3 +288,108 @@ def test_a_comparison_grows_with_the_names_of_its_runs(tmp_path, recwarn):
         heights.append(figure.get_size_inches()[1])
     # constrained layout warns where the axes have no room left
     assert heights[1] > heights[0] + 0.5 and not recwarn.list
+
+
+def test_comparison_shows_the_curves_that_the_training_script_writes(tmp_path):
+    runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', loss='bs')]
+    for run in runs:
+        text = (run / 'summary.csv').read_text()
+        (run / 'summary.csv').write_text(text.replace('top1', 'val_top1').replace('few', 'val_few'))
+    page = write_comparison(runs, tmp_path / 'c.html', bootstrap=20).read_text()
+    assert '<h2>Training</h2>' in page and len(pictures(page)) == 3
+
+
+def test_comparison_is_printed_with_its_warnings(tmp_path, capsys):
+    runs = [write_run(tmp_path / f'a{k}', seed=k) for k in range(2)]
+    runs.append(write_run(tmp_path / 'b', loss='bs', counts=[300, 150, 60, 30, 12, 4]))
+    assert main(['compare', *map(str, runs), '--output', str(tmp_path / 'c.html'), '--bootstrap', '20']) == 0
+    head, first, second, *rest = capsys.readouterr().out.splitlines()
+    mean = np.mean([json.loads((run / 'metrics.json').read_text())['top1'] for run in runs[:2]])
+    assert head.split()[:4] == ['recipe', 'seeds', 'top-1', 'balanced']
+    assert first.startswith('loss ce') and f'{mean:.2f} ± ' in first and second.startswith('loss bs')
+    assert 'warning: The runs differ in training class sizes: their figures are not comparable.' in rest
+    assert rest[-1] == str(tmp_path / 'c.html')
+
+
+class Coloured:
+    """Images whose colour is their number; the transform must not be applied."""
+
+    def __init__(self):
+        self.transform = lambda image: 1 / 0
+
+    def __len__(self):
+        return 240
+
+    def __getitem__(self, index):
+        image = Image.new('RGB', (300, 200), (index, 0, 0))
+        return (image if self.transform is None else self.transform(image)), index % 6
+
+
+def test_mistakes_of_each_split_are_those_with_the_highest_confidence(tmp_path):
+    run = write_run(tmp_path / 'run')
+    write_mistakes(run, Coloured())
+    found = load_run(run)
+    probabilities = torch.tensor(found['logits']).float().softmax(1).numpy()
+    predicted, targets = probabilities.argmax(1), found['targets']
+    for split, classes in (('many', [0, 1]), ('medium', [2, 3]), ('few', [4, 5])):
+        wrong = np.flatnonzero(np.isin(targets, classes) & (predicted != targets))
+        expected = wrong[np.argsort(-probabilities[wrong].max(1), kind='stable')][:8]
+        shown = [m for m in found['mistakes'] if m['split'] == split]
+        assert [m['image'] for m in shown] == expected.tolist()
+        picture = Image.open(BytesIO(shown[0]['picture']))
+        assert picture.size == (160, 107) and abs(picture.getpixel((80, 50))[0] - shown[0]['image']) < 8
+    page = write_report(run).read_text()
+    assert page.count("src='data:image/jpeg") == len(found['mistakes']) and '<h2>Mistakes</h2>' in page
+
+
+def test_the_table_of_classes_holds_precision_recall_and_f1(tmp_path):
+    run = write_run(tmp_path / 'run')
+    result = json.loads((run / 'metrics.json').read_text())
+    page = write_report(run).read_text()
+    row = next(r for r in page.split('<tr>') if r.startswith('<td>fox'))
+    for key in ('per_class', 'precision_per_class', 'f1_per_class'):
+        assert f"data-v='{result[key][3]:.4f}'" in row
+    saved = b64decode(re.search(r"download='classes.csv' href='data:text/csv;base64,([^']+)", page)[1]).decode()
+    rows = {row['class']: row for row in csv.DictReader(saved.splitlines())}
+    assert list(rows) == NAMES and float(rows['fox']['F1']) == pytest.approx(result['f1_per_class'][3])
+    assert 'type=\'search\'' in page and 'sortable' in page and 'prefers-color-scheme: dark' in page
+
+
+def test_confusions_of_many_classes_are_listed_largest_first():
+    predicted, targets = np.array([1, 1, 2, 0, -1, 1, 2]), np.array([0, 0, 0, 1, 1, 1, 1])
+    assert confusion_counts(predicted, targets).tolist() == [[0, 1, 2], [0, 2, 1], [1, 0, 1], [1, 2, 1]]
+    assert confusion_counts(targets, targets).tolist() == []
+
+
+def test_epochs_of_plots_are_counted_from_1():
+    rows = [{'epoch': float(e), 'train_loss': 1.0} for e in range(3)]
+    assert list(plots.training_curves(rows).axes[0].lines[0].get_xdata()) == [1, 2, 3]
+
+
+def test_few_classes_get_no_smoothed_curve_and_many_a_mean_that_invents_nothing():
+    def lines(num_classes):
+        targets = torch.arange(num_classes).repeat(4)
+        logits = torch.eye(num_classes)[torch.where(targets % 2 == 0, targets, 0)]
+        result = report(logits, targets, [300 - 3 * c for c in range(num_classes)])
+        return {line.get_label(): line for line in plots.accuracy_by_class_size(result).axes[0].lines}
+
+    assert 'running mean' not in lines(6)
+    mean = lines(40)['running mean'].get_ydata()
+    assert 40 < mean.min() and mean.max() < 60
+
+
+def test_a_narrow_figure_lays_its_panels_below_one_another(tmp_path):
+    rows = [{'epoch': float(e), 'train_loss': 1.0, 'train_top1': 5.0} for e in range(3)]
+    wide, narrow = (plots.training_curves(rows, narrow=n).get_size_inches() for n in (False, True))
+    assert narrow[0] < 4.5 < wide[0] and narrow[1] > wide[1]
+
+
+def test_names_without_glyphs_are_numbers_in_picture_files_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, 'has_glyphs', lambda name: name != 'owl')
+    run = write_run(tmp_path / 'run')
+    from timm_lt.evaluate.reports import run_page
+    drawn = []
+    monkeypatch.setattr(run_page.plots, 'save', lambda figure, path: drawn.append((path.stem, figure)))
+    page = write_report(run).read_text()
+    labels = [t.get_text() for t in dict(drawn)['per_class'].axes[1].get_xticklabels()]
+    assert labels[4] == 'class 4' and labels[5] == 'elk' and any('owl' in svg for svg in pictures(page))

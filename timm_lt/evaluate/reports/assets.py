@@ -27,7 +27,7 @@ th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--ink); 
 .tall th { position: sticky; top: 0; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; white-space: normal; overflow-wrap: break-word; }
-table.text td.text { min-width: 130px; overflow-wrap: anywhere; }
+table.text th { text-align: left; } table.text td.text { min-width: 130px; overflow-wrap: anywhere; }
 table.even { table-layout: fixed; } table.even td, table.even th { text-align: left; white-space: normal; }
 table.classes td:first-child { min-width: 110px; overflow-wrap: anywhere; }
 td.best { font-weight: 700; } td small { color: var(--soft); display: block; }

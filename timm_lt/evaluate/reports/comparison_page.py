@@ -11,7 +11,7 @@ from . import plots
 from .comparison import COLUMNS, Comparison, compare_runs
 from .html import escape, note, page, picture, table, title_of
 from .protocol import parameters_of, protocol_of
-from .runs import FIGURES, merge_corrected
+from .runs import merge_corrected
 
 STARS = (
     '* p &lt; 0.05, ** p &lt; 0.01, *** p &lt; 0.001, not corrected for the number of comparisons. A test over images '
@@ -59,16 +59,16 @@ def comparison_page(comparison: Comparison) -> str:
     body.append(_table(comparison))
     body.append(picture(
         partial(plots.split_bars, shown, names), 'accuracy by split',
-        'Lines: standard deviation over seeds, or the bootstrap interval of a single run where it was computed.'))
+        'Lines: standard deviation over seeds, or the bootstrap interval of a single run where it was computed.', True))
     if all(f['num_classes'] == firsts[0]['num_classes'] for f in firsts):
         body.append(picture(
             partial(plots.accuracy_by_class_size, firsts, names), 'accuracy by class size',
             'Each dot is a class; first seed of each recipe.'))
     summaries = [g['runs'][0]['summary'] or [] for g in groups]
-    if any(r.get(k) is not None for rows in summaries for r in rows for k, _ in FIGURES):
+    if any(prefix + 'top1' in row for rows in summaries for row in rows for prefix in ('', 'val_', 'train_')):
         body.append('<h2>Training</h2>')
         body.append(picture(
-            partial(plots.compare_curves, summaries, names), 'training curves', 'First seed of each recipe.'))
+            partial(plots.compare_curves, summaries, names), 'training curves', 'First seed of each recipe.', True))
     body.append('<h2>Protocol</h2>' + _protocol_table(groups))
     return page('Comparison', ''.join(body))
 

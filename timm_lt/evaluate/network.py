@@ -1,0 +1,5 @@
+"""Old place of names that :mod:`timm_lt.evaluate.cli.network` holds."""
+
+from .._moved import moved_to
+
+__getattr__ = moved_to(__name__, 'timm_lt.evaluate.cli.network')
