@@ -44,7 +44,8 @@ def validation_figures(loader: Any, rules: FigureRules) -> Callable[[Trainer], d
     def validate(trainer: Trainer) -> dict[str, Any]:
         model = rules.evaluated(trainer.learner.plain_model)
         result = rules.report(*evaluate(model, loader, trainer.accelerator), bootstrap=0)
-        return {k: result[k] for k in dict.fromkeys(('top1', 'many', 'medium', 'few', trainer.eval_metric))}
+        names = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', trainer.eval_metric)
+        return {k: result[k] for k in dict.fromkeys(names)}
 
     return validate
 

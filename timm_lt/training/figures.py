@@ -87,9 +87,10 @@ def metrics_of_both(
 
 
 def summary_table(metrics: dict[str, Any], folder: Path) -> str:
-    """The closing lines: top-1 and splits, and where the outputs are."""
-    names = ('top1', 'many', 'medium', 'few', 'ece')
-    cells = _cells(metrics, names)
+    """The closing lines: top-1, balanced accuracy, splits, and where the outputs are."""
+    figures = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', 'ece')
+    names = [name.removesuffix('_accuracy') for name in figures]
+    cells = _cells(metrics, figures)
     widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
     line = '  '.join
     protocol, stage1, stage2 = metrics['protocol'], metrics.get('stage1'), metrics.get('stage2')
@@ -98,7 +99,7 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         '',
         line(n.rjust(w) for n, w in zip(names, widths)),
         line(c.rjust(w) for c, w in zip(cells, widths)),
-        *([line(c.rjust(w) for c, w in zip(_cells(corrected, names), widths)) + f'  {corrected["label"]}']
+        *([line(c.rjust(w) for c, w in zip(_cells(corrected, figures), widths)) + f'  {corrected["label"]}']
           if corrected else []),
         '',
         f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '

@@ -32,7 +32,9 @@ class TrainMeter:
             self.right.index_add_(0, label, right)
 
     def compute(self, reduce=None) -> dict[str, float | None]:
-        """``train_loss`` and ``train_top1 train_many ...`` in percent; None for a split without classes or images.
+        """Training figures: ``train_loss``, and in percent ``train_top1 train_balanced_accuracy train_many ...``.
+
+        A split without classes or images is None; the balanced accuracy is the mean over the classes with images.
 
         Args:
             reduce: Sums a tensor over processes; None on one process.
@@ -45,6 +47,7 @@ class TrainMeter:
         result: dict[str, float | None] = {'train_loss': float(loss / steps.clamp(min=1))}
         result['train_top1'] = _percent(right.sum(), seen.sum())
         accuracy = right / seen.clamp(min=1)
+        result['train_balanced_accuracy'] = _percent(accuracy.sum(), (seen > 0).sum())
         for name, mask in self.splits.items():
             present = mask & (seen > 0)
             result[f'train_{name}'] = _percent(accuracy[present].sum(), present.sum())

@@ -97,7 +97,8 @@ class Stage:
         """
         if checkpoint is not None:
             load_checkpoint(self.accelerator, checkpoint)
-            _logger.info('resumed %s at epoch %d', self.folder.path, trainer.progress.epoch)
+            _logger.info(
+                'resumed %s; %d of %d epochs are finished', self.folder.path, trainer.progress.epoch, trainer.epochs)
         trainer.fit()
 
     def result(self, objective: Objective, trainer: Trainer) -> StageResult:

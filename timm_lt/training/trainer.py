@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import save_checkpoint
+from .console import EpochLines, short_figures
 from .learner import Learner
 from .meters import TrainMeter
 from .options import RunOptions
@@ -145,9 +146,12 @@ class Trainer:
         self.folder.write_summary(self.progress.rows)
         if self.progress.updates == 0:
             self.learner.scheduler.step_update(0)
+        lines = EpochLines(self.epochs)
         while self.progress.epoch < self.epochs:
             row = self._run_epoch(self.progress.epoch)
             self._finish_epoch(row)
+            if self.accelerator.is_main_process:
+                _logger.info('%s', lines.of(row))
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         progress, metric = self.progress, f'val_{self.eval_metric}'
@@ -195,19 +199,20 @@ class Trainer:
             self._step(window, epoch)
             bar.update(len(window.inputs))
             if not bar.disable and bar.n % self.options.log_interval < len(window.inputs):
-                bar.set_postfix(_short(self.progress.meter.compute()))
+                bar.set_postfix(short_figures(self.progress.meter.compute()))
             if self._checkpoint_is_due(len(window.inputs)):
                 self.progress.train_seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self.save()
         row = self._training_figures(epoch)
         self.progress.train_seconds += time.perf_counter() - started
-        bar.set_postfix(_short(row))
+        bar.set_postfix(short_figures(row))
         bar.close()
         if not np.isfinite(row['train_loss']):
             raise TrainingError(
-                f'the training loss of epoch {epoch} is {row["train_loss"]}: the run has diverged. The last checkpoint '
-                f'is from before this epoch; lower --lr, clip gradients (--clip-grad 1), or use bf16 instead of fp16')
+                f'the training loss of epoch {epoch + 1} is {row["train_loss"]}: the run has diverged. The last '
+                f'checkpoint is from before this epoch; lower --lr, clip gradients (--clip-grad 1), or use bf16 '
+                f'instead of fp16')
         return row
 
     def _step(self, window: Window, epoch: int) -> None:
@@ -237,8 +242,3 @@ class Trainer:
             total=len(self.windows), initial=self.progress.step, disable=hidden, leave=False, dynamic_ncols=True,
             desc=f'epoch {epoch + 1}/{self.epochs}')
 
-
-def _short(row: dict[str, Any]) -> dict[str, str]:
-    names = {'train_loss': 'loss', 'train_top1': 'top1', 'train_many': 'many', 'train_medium': 'medium',
-             'train_few': 'few'}
-    return {short: '-' if row.get(k) is None else f'{row[k]:.3g}' for k, short in names.items()}
