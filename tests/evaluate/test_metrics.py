@@ -241,7 +241,7 @@ def test_seeds_are_merged_to_mean_and_deviation():
 
 @pytest.mark.parametrize('change, message', [
     ({'num_images': 5}, 'share num_images'), ({'transductive': True}, 'share transductive'),
-    ({'posthoc': 'rebalance, tau 1, inductive'}, 'share posthoc'), ({'seed': 0}, 'seed 0 stands 2 times')])
+    ({'posthoc': 'rebalance, tau 1, inductive'}, 'share posthoc'), ({'seed': 0}, 'seed 0 appears 2 times')])
 def test_reports_that_are_no_repeats_are_not_merged(change, message):
     first = {**report(*make(), COUNTS), 'seed': 0}
     with pytest.raises(ValueError, match=message):

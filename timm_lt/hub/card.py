@@ -17,14 +17,14 @@ METRICS = {
     'top1': 'Top-1', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot', 'balanced_accuracy': 'Balanced',
     'ece': 'ECE',
 }
-# data sets that stand on the Hub, by the option that names them
+# data sets of the Hub, by the option that names them
 DATASETS = {
     'torch/cifar10': ('uoft-cs/cifar10', 'CIFAR-10'),
     'torch/cifar100': ('uoft-cs/cifar100', 'CIFAR-100'),
     'timm_lt/digits': (None, 'Digits (scikit-learn)'),
 }
 
-# papers of what stands in no registry
+# papers of methods without a registry
 PAPERS = {
     'drw': 'K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, '
            'https://arxiv.org/abs/1906.07413, Algorithm 1',
@@ -58,7 +58,7 @@ def write_card(
         recipe: Resolved options; ``hub`` (licence, tags, dataset, title) and ``published`` are read if present.
         metrics: Contents of ``metrics.json``.
         distribution: Training images per class.
-        posthoc: Correction that stands in ``posthoc.json``.
+        posthoc: Correction of ``posthoc.json``.
     """
     from huggingface_hub import ModelCard, ModelCardData
     hub = recipe.get('hub') or {}

@@ -36,7 +36,7 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(f'reports to merge must share {key}, got {sorted(set(map(str, values)))}')
     seeds = [r.get('seed') for r in reports]
     if twice := [s for s in seeds if s is not None and seeds.count(s) > 1]:
-        raise ValueError(f'seed {twice[0]} stands {seeds.count(twice[0])} times; merge one report of each seed')
+        raise ValueError(f'seed {twice[0]} appears {seeds.count(twice[0])} times; merge one report of each seed')
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for key in MERGED:

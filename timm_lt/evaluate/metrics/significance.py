@@ -5,7 +5,7 @@ Papers: Q. McNemar, "Note on the sampling error of the difference between correl
 Source: written from the definitions.
 Differs from the paper: no.
 
-It says whether two *trained networks* differ on this test. Whether two *methods* differ also needs several seeds.
+The comparison shows that two *trained networks* differ on this test. Two *methods* need several seeds.
 """
 
 from typing import Any

@@ -69,7 +69,7 @@ def facts_table(facts: Mapping[str, Any]) -> str:
 
 
 def note(text: str) -> str:
-    """A paragraph that stands out; ``text`` is HTML."""
+    """A highlighted paragraph; ``text`` is HTML."""
     return f"<p class='note'>{text}</p>"
 
 

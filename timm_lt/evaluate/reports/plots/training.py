@@ -65,7 +65,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 @styled
 def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """What GKP and GSA measured at every epoch: figures 2, 5 and 6 of Chen et al., CVPR 2026, for one run.
+    """Measurements of GKP and GSA at every epoch, as figures 2, 5 and 6 of Chen et al., CVPR 2026, show them.
 
     Feature quality by split, similarity of the classes' gradients to that of the batch, penalty and alpha, radii of the
     groups, training images of the groups, and snapshots in the bank.
