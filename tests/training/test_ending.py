@@ -26,7 +26,7 @@ def failing(*_, **__):
 
 
 @pytest.mark.parametrize('broken, missing, written', [
-    ('timm_lt.evaluate.html_report.write_report', ['report.html', 'plots'], ['hub/README.md']),
+    ('timm_lt.evaluate.write_report', ['report.html', 'plots'], ['hub/README.md']),
     ('timm_lt.hub.folder.write_card', ['hub/README.md'], ['report.html', 'plots/per_class.png']),
 ], ids=['report', 'card'])
 def test_a_broken_ornament_is_one_warning_and_can_be_made_later(

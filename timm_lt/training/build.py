@@ -34,7 +34,7 @@ from .options import (
 from .trainer import Callback
 
 EMA_INITIAL_SHARE = 0.01
-COSINE_SCALE = 16.0  # of the classifier, for losses that bring no scale of their own
+COSINE_SCALE = 16.0  # of the classifier, for losses without a scale
 # raised by timm for a model that its arguments or weights do not fit
 MODEL_ERRORS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError, ValueError, SafetensorError)
 
@@ -74,7 +74,7 @@ def build_model(options: ModelOptions, num_classes: int, cosine: float | None = 
         if cosine is not None and arguments['model_name'] in list_networks():
             rebuild.setdefault('cosine_scale', cosine)
             arguments['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder
-        model = timm.create_model(**arguments | {
+        model: Any = timm.create_model(**arguments | {
             'pretrained': options.pretrained, 'num_classes': num_classes, 'drop_rate': options.drop,
             'drop_path_rate': options.drop_path, 'drop_block_rate': options.drop_block,
             'checkpoint_path': options.initial_checkpoint})
@@ -164,7 +164,7 @@ def check_forward(options: ModelOptions, model: nn.Module, input_size: tuple[int
 
 
 class LabelSmoothing:
-    """Smoothed soft targets, for losses that have no option of their own."""
+    """Smoothed soft targets, for losses without an option for them."""
 
     def __init__(self, num_classes: int, smoothing: float) -> None:
         self.num_classes = num_classes
@@ -230,7 +230,7 @@ def build_optimizer(
         kwargs['class_counts'] = distribution.counts
     if gkp.gkp:
         kwargs.setdefault('num_groups', gkp.gkp_kwargs.get('num_groups', 4))
-    layer_decay = {} if options.layer_decay is None else {
+    layer_decay: dict[str, Any] = {} if options.layer_decay is None else {
         'layer_decay': options.layer_decay, 'layer_decay_min_scale': options.layer_decay_min_scale,
         'layer_decay_no_opt_scale': options.layer_decay_no_opt_scale}
     try:
@@ -274,7 +274,7 @@ def build_ema(options: ModelOptions, model: nn.Module, updates: int) -> ModelEma
     Args:
         options: Decay, and whether there is an average.
         model: On its device, not yet wrapped.
-        updates: Of the whole run.
+        updates: Number of updates of the whole run.
     """
     if not options.model_ema:
         return None

@@ -19,7 +19,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = None) -> None:
-    """Write all registered state to ``folder``, replacing what stands there only once everything is on disk.
+    """Write all registered state to ``folder``, replacing the older checkpoint once everything is on disk.
 
     Raises:
         CheckpointError: If writing failed (no space, no permission); the older checkpoint is untouched.
@@ -63,7 +63,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         raise
     except Exception as e:  # what a damaged file raises depends on its format and on the place of the damage
         raise CheckpointError(
-            f'cannot read the checkpoint {checkpoint}: {one_line(e)}. Start anew with another --experiment') from e
+            f'cannot read the checkpoint {checkpoint}: {one_line(e)}. Start a new run with another --experiment') from e
 
 
 def find_checkpoint(run_folder: Path) -> Path | None:

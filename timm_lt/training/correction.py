@@ -38,19 +38,18 @@ def check_correction(options: PosthocOptions, validation: bool) -> None:
         options: Name the correction.
         validation: There will be a validation part.
     """
-    name = options.posthoc
+    name = str(options.posthoc)
     if name not in METHODS:
         raise ConfigError(f'unknown correction {name!r}. {nearest_names(str(name), METHODS)}')
-    method = POSTHOC.info(name)
+    allowed = POSTHOC.trait(name, 'options', ())
     for key, value in options.posthoc_kwargs.items():
-        if key not in method.factory.options:
-            allowed = ', '.join(method.factory.options) or 'none'
-            raise ConfigError(f'--posthoc {name} has no option {key!r}; it has: {allowed}')
+        if key not in allowed:
+            raise ConfigError(f'--posthoc {name} has no option {key!r}; it has: {", ".join(allowed) or "none"}')
         try:
             CHECKS[key](value)
         except (TypeError, ValueError) as e:
             raise ConfigError(f'--posthoc-kwargs: {e}') from e
-    if 'validation' in method.needs and not validation:
+    if 'validation' in POSTHOC.info(name).needs and not validation:
         raise ConfigError(f'--posthoc {name} is fitted on validation images: give --val-fraction or --val-split')
 
 
@@ -61,7 +60,7 @@ def check_classifier(options: PosthocOptions, model: nn.Module) -> None:
         options: Name the correction.
         model: The network with the classifier that the run will end with.
     """
-    if 'classifier' in POSTHOC.info(options.posthoc).needs:
+    if 'classifier' in POSTHOC.info(str(options.posthoc)).needs:
         try:
             class_norms(model)
         except TypeError as e:

@@ -31,8 +31,8 @@ class DataParts:
         validation: Images that may choose an epoch, or None.
         test: Images of the final figures.
         distribution: Images per class of ``train``.
-        test_part: What the test images are, for the report.
-        validation_part: What the validation images are, for the report.
+        test_part: Origin of the test images, for the report.
+        validation_part: Origin of the validation images, for the report.
     """
     train: Any
     validation: Any

@@ -20,13 +20,13 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[T
     """Logits (N, C) and labels (N,) of a whole split on every process, each image once, in the split's order."""
     was_training = model.training
     model.eval()
-    logits, targets = [], []
+    outputs, labels = [], []
     for input, target in loader:
         with accelerator.autocast():
-            logits.append(model(input).float())
-        targets.append(target)
+            outputs.append(model(input).float())
+        labels.append(target)
     model.train(was_training)
-    logits, targets = gather_predictions(logits, targets, accelerator)
+    logits, targets = gather_predictions(outputs, labels, accelerator)
     world = accelerator.num_processes
     if world > 1:  # process r had images r, r + W, ...
         order = torch.cat([torch.arange(r, len(targets), world) for r in range(world)]).argsort()
@@ -38,7 +38,7 @@ def validation_figures(loader: Any, rules: FigureRules) -> Callable[[Trainer], d
     """A function that measures a trainer's model on the validation part.
 
     Args:
-        loader: Of the validation part.
+        loader: Gives the images of the validation part.
         rules: How figures are computed.
     """
     def validate(trainer: Trainer) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What ``metrics.json`` and the closing lines of a run say."""
+"""Content of ``metrics.json`` and of the closing lines of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ def final_metrics(
     """The figures of a stage for ``metrics.json``, and everything needed to read them.
 
     Args:
-        rules: How figures are computed.
-        result: Of the stage.
+        rules: Rules of the figures.
+        result: Result of the stage.
         data: The parts.
-        accelerator: Of the stage.
+        accelerator: Accelerate's object of the stage.
     """
     distribution = data.distribution
     return rules.report(result.logits, result.targets) | {
@@ -52,7 +52,7 @@ def final_metrics(
 
 
 def method_facts(options: Options) -> dict[str, Any]:
-    """What was trained, for ``metrics.json``."""
+    """Names of model, data and methods, for ``metrics.json``."""
     return {
         'model': options.model.model, 'dataset': options.data.dataset or str(options.data.data_dir),
         'loss': options.loss.loss, 'sampler': options.data.sampler, 'opt': options.optimizer.opt,
@@ -61,15 +61,15 @@ def method_facts(options: Options) -> dict[str, Any]:
 
 def metrics_of_both(
         rules: FigureRules, first: dict[str, Any], result: StageResult, info: dict[str, Any]) -> dict[str, Any]:
-    """What ``metrics.json`` holds after two stages: the final figures, and those of each under its name.
+    """Content of ``metrics.json`` after two stages: the final figures, and those of each under its name.
 
     ``protocol`` says what chose the final figures: the epoch of the second stage where it has epochs, its tau.
 
     Args:
-        rules: How figures are computed.
+        rules: Rules of the figures.
         first: Metrics of the first stage.
-        result: Of the second stage.
-        info: What the second stage did.
+        result: Result of the second stage.
+        info: Facts about the second stage.
     """
     chosen = ('reported_epoch', 'epoch_chosen_by')
     figures = rules.report(result.logits, result.targets)
@@ -93,7 +93,7 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
     cells = _cells(metrics, figures)
     widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
     line = '  '.join
-    protocol, stage1, stage2 = metrics['protocol'], metrics.get('stage1'), metrics.get('stage2')
+    protocol, stage1, stage2 = metrics['protocol'], metrics.get('stage1', {}), metrics.get('stage2')
     corrected = metrics.get('corrected')
     return '\n'.join([
         '',

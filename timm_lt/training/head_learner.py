@@ -1,7 +1,7 @@
 """Training of a classifier on a frozen network: features, their batches, and a step of the head."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -76,7 +76,8 @@ class FrozenModel(Callback):
         if self.method.caches_features or accelerator.num_processes == 1:
             return
         for layer in batchnorm_layers(self.model):
-            for buffer in (layer.running_mean, layer.running_var):
+            for name in ('running_mean', 'running_var'):
+                buffer: Tensor = getattr(layer, name)
                 buffer.copy_(accelerator.reduce(buffer, reduction='mean'))
 
     def _buffers(self) -> dict[str, Tensor]:
@@ -100,8 +101,8 @@ class HeadLearner(Learner):
         frozen: The frozen network and its method.
         cached: Batches hold features instead of images.
     """
-    frozen: FrozenModel | None = None
-    cached: bool = False
+    frozen: FrozenModel = field(kw_only=True)
+    cached: bool = field(kw_only=True)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -113,7 +114,7 @@ class HeadLearner(Learner):
 
     def step(self, window: Window, progress: float) -> tuple[StepResult, list[Tensor]]:
         accelerator, method = self.accelerator, self.frozen.method
-        total, outputs = 0, []
+        total, outputs = torch.zeros((), device=accelerator.device), []
         # the mean over the micro-batches of all processes; gradients are averaged over processes afterwards
         shares = torch.stack([method.normalizer(target, self.criterion) for target in window.targets]).float()
         shares = shares / accelerator.reduce(shares.sum(), reduction='mean')
@@ -132,6 +133,6 @@ class HeadLearner(Learner):
             accelerator.unscale_gradients(self.optimizer)
             dispatch_clip_grad(method.trained_parameters(), value=self.clip_grad, mode=self.clip_mode)
         self.optimizer.step()
-        skipped = bool(self.optimizer.step_was_skipped)
+        skipped = bool(getattr(self.optimizer, 'step_was_skipped', False))
         self.optimizer.zero_grad()
         return StepResult(total, skipped), outputs

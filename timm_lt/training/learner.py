@@ -1,4 +1,4 @@
-"""What a stage trains, and how one step of it is computed."""
+"""The learner of a stage: a network with its loss and optimizer, and the computation of one step."""
 
 from dataclasses import dataclass
 from typing import Any

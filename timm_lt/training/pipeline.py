@@ -32,7 +32,7 @@ class InputPipeline:
         augmentation: Augmentation of the training images.
         config: timm's data configuration of the model: input size, mean, deviation, interpolation, crop.
         accelerator: Names the device and the processes.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
     """
     data: DataOptions
     augmentation: AugmentationOptions
@@ -141,7 +141,7 @@ class InputPipeline:
 
 
 class RepeatedSampler:
-    """Each image several times in a row, each time augmented anew; the epoch keeps its length.
+    """Each image several times in a row, each time with another augmentation; the epoch keeps its length.
 
     Paper: E. Hoffer et al., "Augment Your Batch: Improving Generalization Through Instance Repetition", CVPR 2020,
     https://arxiv.org/abs/1901.09335

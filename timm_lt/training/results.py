@@ -1,4 +1,4 @@
-"""How figures are computed, and what a stage of training gave."""
+"""Rules by which figures are computed, and the result of a stage of training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ from .options import EvaluationOptions
 
 @dataclass(frozen=True)
 class FigureRules:
-    """How the figures of a run are computed.
+    """Rules by which the figures of a run are computed.
 
     Attributes:
         distribution: Training images per class.
         split_rule: Rule of the many / medium / few split, resolved.
         bootstrap: Resamples for confidence intervals; 0: none.
-        seed: Of the resamples.
+        seed: Seed of the resamples.
         tta: Views of a test image whose logits are averaged; 0 and 1: the image alone, 2: with its mirror image.
     """
     distribution: ClassDistribution
@@ -68,17 +68,17 @@ class MirrorAverage(nn.Module):
 
 @dataclass
 class StageResult:
-    """What a stage gave.
+    """The result of a stage.
 
     Attributes:
         model: The trained timm model without wrappers.
-        logits: Of the test images, (N, C).
+        logits: Scores of the test images, (N, C).
         targets: Their labels, (N,).
         epochs: Epochs of the stage.
         reported_epoch: Epoch of ``model``, from 0; None: no epoch was trained.
-        chosen_by: What chose that epoch.
-        seconds: Of training.
-        images: Seen in training, over all processes.
+        chosen_by: Part or rule that chose that epoch.
+        seconds: Time of training.
+        images: Number of images seen in training, over all processes.
         skipped_steps: Steps that the gradient scaler skipped.
         weights: 'raw', or the moving average that ``model`` holds.
     """

@@ -156,7 +156,7 @@ def _set_up(options: Options, accelerator: Accelerator, folder: RunFolder) -> Se
 
 
 def _write_head(options: Options, stage: Stage) -> None:
-    """What a run folder holds from the start."""
+    """Write the files that a run folder holds from the start."""
     stage.folder.write_args(options)
     stage.folder.write_distribution(stage.data.distribution)
     if options.run.tracker:

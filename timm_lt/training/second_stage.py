@@ -37,13 +37,13 @@ HEAD_FILE = 'head.safetensors'
 
 @dataclass
 class SecondStage:
-    """What a second stage gave.
+    """The result of a second stage.
 
     Attributes:
         result: The network with the method's classifier, and its logits of the test images.
         exported: The model for ``hub/``: that of ``result``, or that of the first stage where the head is no plain
             classifier.
-        info: What was done, for ``metrics.json``.
+        info: Facts about the stage, for ``metrics.json``.
     """
     result: StageResult
     exported: nn.Module
@@ -61,7 +61,7 @@ def create_method(options: Stage2Options, class_counts: Any, validation: bool) -
     Raises:
         ConfigError: If the options do not fit the method or each other.
     """
-    name = options.stage2
+    name = str(options.stage2)
     try:
         method = create_stage2(name, class_counts, **options.stage2_kwargs)
     except (TypeError, ValueError) as e:
@@ -95,7 +95,7 @@ def check_stage2(options: Options, data: Any, model: nn.Module) -> nn.Module:
     if method.trained:
         loss = stage_options(options, method).loss
         check_stage2_sample_values(
-            build.build_loss(loss, data.distribution), loss.loss, options.stage2.stage2,
+            build.build_loss(loss, data.distribution), loss.loss, str(options.stage2.stage2),
             data.distribution.num_classes)
     method.finish(final)
     return final
@@ -142,7 +142,7 @@ def run_stage2(stage: Stage, model: nn.Module) -> SecondStage:
     no_aug = options.augmentation.no_aug
     cached = method.caches_features and (
         not method.trained or (no_aug if given.stage2_cache_features is None else given.stage2_cache_features))
-    features = None
+    features: Any = None
     if cached:
         unaugmented = method.trained and no_aug  # training has no random transform either
         pipeline, train = stage.pipeline, stage.data.train

@@ -30,16 +30,16 @@ _logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """What a stage trains: a network, or a head on a frozen network."""
+    """Objective of a stage: a network, or a head on a frozen network."""
 
     def loader(self, stage: 'Stage') -> Any:
         """Batches of training images or features."""
 
     def learner(self, stage: 'Stage', criterion: nn.Module, updates_per_epoch: int) -> tuple[Learner, int]:
-        """What is trained, prepared by the stage's accelerator, and the number of epochs."""
+        """The learner, prepared by the stage's accelerator, and the number of epochs."""
 
     def callbacks(self, stage: 'Stage', criterion: nn.Module) -> tuple[Callback, ...]:
-        """What happens beside the steps."""
+        """Actions beside the steps."""
 
     def finish(self, model: nn.Module) -> None:
         """Settle the trained model, before it is evaluated."""
@@ -55,7 +55,7 @@ class Stage:
         folder: Its checkpoints and its summary.
         data: The parts.
         pipeline: Makes loaders.
-        rules: How figures are computed.
+        rules: Rules of the figures.
     """
     options: Options
     accelerator: Accelerator
@@ -131,7 +131,8 @@ class NetworkObjective:
         return stage.pipeline.training(stage.data.train, options.schedule.epochs, views)
 
     def learner(self, stage: 'Stage', criterion: nn.Module, updates_per_epoch: int) -> tuple[Learner, int]:
-        options, accelerator, model = stage.options, stage.accelerator, self.model
+        options, accelerator = stage.options, stage.accelerator
+        model: Any = self.model
         if wants_channels_last(
                 options.model.channels_last, model, accelerator.device, accelerator.mixed_precision):
             model = model.to(memory_format=torch.channels_last)

@@ -28,7 +28,7 @@ class TrainingError(RuntimeError):
 
 
 class Callback:
-    """What a method does beside the steps. Its state is saved and resumed with the run.
+    """Actions of a method beside the steps. Its state is saved and resumed with the run.
 
     ``on_train_start`` is called once, also after a resume; ``on_epoch_end`` returns figures for ``summary.csv``.
     """
@@ -56,7 +56,7 @@ class Callback:
 
 
 class Progress:
-    """Where the run stands: epoch, step inside it, updates made, rows of the summary, the running meter."""
+    """Progress of a stage: epoch, step inside it, updates made, rows of the summary, the running meter."""
 
     def __init__(self, meter: TrainMeter) -> None:
         self.epoch = 0
@@ -82,7 +82,7 @@ class Trainer:
     """Runs the epochs of a stage, resumable at any point.
 
     Args:
-        learner: What is trained.
+        learner: Network or head, with its loss and optimizer.
         windows: The training images.
         epochs: Number of epochs.
         splits: Masks (C,) of the many-, medium- and few-shot classes.

@@ -30,7 +30,7 @@ class Windows:
         grad_accum_steps: Micro-batches of a window, >= 1.
         mix: A function of (input, label) that gives mixed inputs and soft targets, e.g. timm's ``Mixup``; None: none.
         mixup_off_epoch: Epoch from which on Mixup is off; 0: never.
-        seed: Of the mixing, with epoch, step and ``rank``.
+        seed: Seed of the mixing, with epoch, step and ``rank``.
         rank: This process.
     """
 

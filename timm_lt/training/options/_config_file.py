@@ -85,9 +85,9 @@ def read_args(file: Path) -> dict[str, Any]:
     try:
         saved = yaml.safe_load(file.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise ConfigError(f'cannot read {file}: {one_line(e)}. Start anew with another --experiment') from e
+        raise ConfigError(f'cannot read {file}: {one_line(e)}. Start a new run with another --experiment') from e
     if not isinstance(saved, dict):
-        raise ConfigError(f'{file} holds no options. Start anew with another --experiment')
+        raise ConfigError(f'{file} holds no options. Start a new run with another --experiment')
     return saved
 
 

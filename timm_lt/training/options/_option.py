@@ -47,22 +47,22 @@ class Interval:
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What the field of an option declares.
+    """The declaration of one option.
 
     Attributes:
         name: Field, YAML key, and flag with dashes in place of underscores.
         group: Title of its group.
-        type: Of one value: ``bool``, ``int``, ``float``, ``str`` or ``dict``.
+        type: Type of one value: ``bool``, ``int``, ``float``, ``str`` or ``dict``.
         default: Value where nothing is given.
-        help: What it does.
+        help: Its meaning.
         within: Range of a number, or of each number of a list.
         choices: Allowed values; None: any.
         nargs: As in argparse; None: one value.
         const: Value of the flag without a value (``nargs='?'``).
         flags: Further option strings, e.g. ``-b``.
         metavar: Placeholder of the value in the help.
-        file_only: It has no flag and stands in YAML files alone.
-        hint: What a number outside the range probably means, for the message.
+        file_only: It has no flag; YAML files alone hold it.
+        hint: Probable meaning of a number outside the range, for the message.
     """
     name: str
     group: str
@@ -162,7 +162,7 @@ def option(
 
     Args:
         default: Value where nothing is given.
-        help: What it does, for ``--help`` and the table of options.
+        help: Its meaning, for ``--help`` and the table of options.
         *flags: Further option strings beside ``--name-with-dashes``.
         within: Range of a number, as ``'[0, 1)'``.
         choices: Allowed values.
@@ -170,7 +170,7 @@ def option(
         const: As in argparse, with ``nargs='?'``.
         metavar: As in argparse.
         file_only: Only YAML files may hold it.
-        hint: What a number outside the range probably means.
+        hint: Probable meaning of a number outside the range.
     """
     declared = {
         'help': help, 'flags': flags, 'within': None if within is None else Interval.parse(within),

@@ -16,7 +16,7 @@ class Rule:
 
     Attributes:
         broken: True for options that break the rule.
-        message: What to do; ``{name}`` is replaced by the value of an option.
+        message: The rule and the remedy; ``{name}`` is replaced by the value of an option.
     """
     broken: Callable[[Options], Any]
     message: str
