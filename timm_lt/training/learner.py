@@ -63,7 +63,8 @@ class Learner:
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set the training mode, and tell optimizer and loss the epoch."""
         self.model.train()
-        for part in (find_sharpness_aware(self.optimizer), self.criterion):
+        parts: tuple[Any, ...] = (find_sharpness_aware(self.optimizer), self.criterion)
+        for part in parts:
             if hasattr(part, 'set_epoch'):
                 part.set_epoch(epoch, epochs)
 

@@ -1,5 +1,7 @@
 """Training figures kept on the device, read only when somebody looks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ class TrainMeter:
             self.seen.index_add_(0, label, torch.ones_like(right))
             self.right.index_add_(0, label, right)
 
-    def compute(self, reduce=None) -> dict[str, float | None]:
+    def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float | None]:
         """Training figures: ``train_loss``, and in percent ``train_top1 train_balanced_accuracy train_many ...``.
 
         A split without classes or images is None; the balanced accuracy is the mean over the classes with images.

@@ -46,7 +46,7 @@ class Windows:
     ) -> None:
         self.loader = loader
         self.grad_accum_steps = grad_accum_steps
-        self.mix = mix
+        self.mix: Any = mix
         self.mixup_off_epoch = mixup_off_epoch
         self.seed = seed
         self.rank = rank

@@ -17,7 +17,7 @@ from ._learning import (
     Stage2Options,
 )
 from ._model import ModelOptions
-from ._option import OptionInfo, declared_options
+from ._option import OptionGroup, OptionInfo, declared_options
 from ._run import EvaluationOptions, HubOptions, RecipeNotes, RunOptions
 
 
@@ -72,7 +72,8 @@ class Options:
         return Options(**groups)
 
 
-GROUPS: tuple[type, ...] = tuple(f.default_factory for f in dataclasses.fields(Options))
+GROUPS: tuple[type[OptionGroup], ...] = tuple(
+    type(getattr(Options(), f.name)) for f in dataclasses.fields(Options))
 OPTIONS: dict[str, OptionInfo] = {info.name: info for group in GROUPS for info in declared_options(group)}
 
 if len(OPTIONS) != sum(len(dataclasses.fields(group)) for group in GROUPS):

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ._option import option
+from ._option import OptionGroup, option
 
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(OptionGroup):
     """Which images are trained on, validated on and tested on, and how they are read."""
     title: ClassVar[str] = 'data'
 
@@ -56,7 +56,7 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class AugmentationOptions:
+class AugmentationOptions(OptionGroup):
     """Random changes of the training images, Mixup and CutMix."""
     title: ClassVar[str] = 'augmentation'
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ._option import option
+from ._option import OptionGroup, option
 
 
 @dataclass(frozen=True)
-class LossOptions:
+class LossOptions(OptionGroup):
     """The training loss."""
     title: ClassVar[str] = 'loss'
 
@@ -20,7 +20,7 @@ class LossOptions:
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(OptionGroup):
     """The optimizer and what is done to gradients."""
     title: ClassVar[str] = 'optimizer'
 
@@ -48,7 +48,7 @@ class OptimizerOptions:
 
 
 @dataclass(frozen=True)
-class GKPOptions:
+class GKPOptions(OptionGroup):
     """Grouped knowledge preservation, with ``--opt gsa``."""
     title: ClassVar[str] = 'GKP'
 
@@ -64,7 +64,7 @@ class GKPOptions:
 
 
 @dataclass(frozen=True)
-class ScheduleOptions:
+class ScheduleOptions(OptionGroup):
     """Epochs and learning rate."""
     title: ClassVar[str] = 'schedule'
 
@@ -104,7 +104,7 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
-class PosthocOptions:
+class PosthocOptions(OptionGroup):
     """Correction of the logits after training."""
     title: ClassVar[str] = 'post-hoc correction'
 
@@ -116,7 +116,7 @@ class PosthocOptions:
 
 
 @dataclass(frozen=True)
-class Stage2Options:
+class Stage2Options(OptionGroup):
     """A second stage that trains or fits the classifier."""
     title: ClassVar[str] = 'second stage'
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ._data import INTERPOLATIONS
-from ._option import option
+from ._option import OptionGroup, option
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(OptionGroup):
     """The network, its input and how it is executed."""
     title: ClassVar[str] = 'model'
 

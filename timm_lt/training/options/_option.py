@@ -46,6 +46,12 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class OptionGroup:
+    """Base of the groups; ``title`` heads its section of the help and of the table of options."""
+    title: typing.ClassVar[str]
+
+
+@dataclass(frozen=True)
 class OptionInfo:
     """The declaration of one option.
 
@@ -179,14 +185,14 @@ def option(
     return dataclasses.field(default_factory=lambda: copy.copy(default), metadata={'option': declared})
 
 
-def declared_options(group: type) -> list[OptionInfo]:
+def declared_options(group: type[OptionGroup]) -> list[OptionInfo]:
     """The options of a group, in the order of its fields."""
-    hints = typing.get_type_hints(group)
+    hints, defaults = typing.get_type_hints(group), group()
     return [
         OptionInfo(
-            name=field.name, group=group.title, type=_value_type(hints[field.name]), default=field.default_factory(),
-            **field.metadata['option'])
-        for field in dataclasses.fields(group)]
+            name=field.name, group=group.title, type=_value_type(hints[field.name]),
+            default=getattr(defaults, field.name), **field.metadata['option'])
+        for field in dataclasses.fields(defaults)]
 
 
 def _value_type(annotation: Any) -> type:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ._option import option
+from ._option import OptionGroup, option
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(OptionGroup):
     """The reported figures."""
     title: ClassVar[str] = 'evaluation'
 
@@ -23,7 +23,7 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(OptionGroup):
     """Seed, precision, folder, checkpoints and logs."""
     title: ClassVar[str] = 'run'
 
@@ -64,7 +64,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class HubOptions:
+class HubOptions(OptionGroup):
     """Upload of the finished checkpoint."""
     title: ClassVar[str] = 'Hugging Face Hub'
 
@@ -74,7 +74,7 @@ class HubOptions:
 
 
 @dataclass(frozen=True)
-class RecipeNotes:
+class RecipeNotes(OptionGroup):
     """Notes of a recipe about itself. Training ignores them; the model card shows them."""
     title: ClassVar[str] = 'notes of a recipe'
 
