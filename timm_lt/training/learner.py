@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .._unwrap import plain_model, unwrap_model
-from ..optim import BatchClosure, StepResult, find_sharpness_aware, optimizer_step
+from ..optim import BatchClosure, StepResult, optimizer_step, set_epoch
 from .windows import Window
 
 
@@ -60,13 +60,12 @@ class Learner:
             objects.append(self.ema)
         return objects
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
+    def start_epoch(self, epoch: int, epochs: int, updates_per_epoch: int) -> None:
         """Set the training mode, and tell optimizer and loss the epoch."""
         self.model.train()
-        parts: tuple[Any, ...] = (find_sharpness_aware(self.optimizer), self.criterion)
-        for part in parts:
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch, epochs)
+        set_epoch(self.optimizer, epoch, epochs, updates_per_epoch)
+        if hasattr(self.criterion, 'set_epoch'):
+            self.criterion.set_epoch(epoch, epochs)
 
     def step(self, window: Window, progress: float) -> tuple[StepResult, list[Tensor]]:
         """One optimizer step.

@@ -189,7 +189,7 @@ class Trainer:
                 callback.on_checkpoint_removed(name)
 
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
-        self.learner.start_epoch(epoch, self.epochs)
+        self.learner.start_epoch(epoch, self.epochs, self.windows.updates_per_epoch)
         self.windows.set_epoch(epoch, self.progress.step)
         for callback in self.callbacks:
             callback.on_epoch_start(self, epoch)

@@ -114,7 +114,7 @@ def _coloured(name: str) -> Callable[[_Group, Style], Tensor]:
 # of identity, then in the order of OPERATIONS, so that sorted codes keep the images of a kernel together
 _FUNCTIONS = (None, _pointwise, _geometric, *(_coloured(name) for name in COLOUR))
 _KERNEL = torch.tensor([
-    0, *[1] * len(pointwise.TABLES), *[2] * len(geometry.GEOMETRIC), *range(3, 3 + len(COLOUR))])
+    0, *[1] * len(pointwise.TABLES), *[2] * len(geometry.GEOMETRIC), *range(3, 3 + len(COLOUR))], device='cpu')
 
 
 def program_of(names: Sequence[str], arguments: Sequence[float]) -> Program:
