@@ -88,6 +88,8 @@ METHODS = {
     'ccsam': Method(f'{STAGE2} ccsam --opt ccsam', 'ccsam'),
     'ccsam_scale1': Method(f'{STAGE2} ccsam --opt ccsam --opt-kwargs scale=1.0', variant=True),
     'bs_sam': Method(SAM),
+    'vs_sam': Method(
+        '--loss vs --loss-kwargs gamma=0.05 tau=1.0 --opt sam --opt-kwargs rho=0.1', 'vs_sam', variant=True),
     # the parts of GKP+GSA, base 'balanced_softmax'; G = 4 unless it is named
     'gkp': Method(f'--loss balanced_softmax --opt gsa --opt-kwargs Z=0 {GKP}'),
     'gsa': Method(GSA),
