@@ -18,6 +18,14 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope='session')
+def own_cache(tmp_path_factory):
+    """The memory of readable images is that of the tests, not that of the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('timm_lt.data.checked.cache_folder', lambda: tmp_path_factory.getbasetemp() / 'checked_images')
+        yield
+
+
 @pytest.fixture
 def golden_dir() -> Path:
     return GOLDEN

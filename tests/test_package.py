@@ -52,7 +52,7 @@ def imports_of(path):
 ARROWS = {
     'losses': {'models'}, 'samplers': set(), 'models': set(), 'data': set(),
     'optim': {'losses'}, 'posthoc': {'models'}, 'gkp': {'optim'}, 'two_stage': {'losses', 'models', 'posthoc'},
-    'hub': {'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
+    'hub': {'data', 'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
     'training': {'data', 'evaluate', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
 }
 ARROWS_OF_EVALUATE = {

@@ -5,9 +5,9 @@ recipe are averaged over them, and a published recipe leaves them out, because t
 """
 
 PRIVATE_OPTIONS = frozenset({
-    'channels_last', 'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir', 'device',
-    'experiment', 'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub', 'quiet', 'resume',
-    'revision', 'wandb_project', 'workers',
+    'channels_last', 'check_images', 'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir',
+    'device', 'dry_run', 'experiment', 'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub',
+    'quiet', 'resume', 'revision', 'wandb_project', 'workers',
 })
 
 RECIPE_NOTES = frozenset({'hub', 'published'})  # notes of a configuration file, which no run reads

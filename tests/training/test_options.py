@@ -28,7 +28,7 @@ from timm_lt.training.options import (
 from timm_lt.training.options._option import Interval, declared_options, option
 from timm_lt.training.options._timm_names import refusal
 
-NEW_DEFAULTS = {'channels_last'}  # changed on purpose
+NEW_DEFAULTS = {'channels_last', 'model'}  # changed on purpose
 
 
 def flags():

@@ -95,7 +95,7 @@ def test_correction_that_cannot_be_made_is_refused_before_training(options, word
 
 def finished_network(folder, name):
     """A network with random weights, as the second stage ``name`` leaves it, and the stage that it is of."""
-    options, accelerator = parse_args(SMALL), Accelerator(cpu=True)
+    options, accelerator = parse_args([*SMALL, '--model', 'resnet20_cifar']), Accelerator(cpu=True)
     data = build_data(options.data)
     torch.manual_seed(0)
     model, _ = build_model(options.model, data.distribution.num_classes)

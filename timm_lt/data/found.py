@@ -32,6 +32,12 @@ NO_LABEL = 'rows without a label'
 QUIET = (HIDDEN, OTHER_BESIDE, LINKS_BACK)
 
 
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of several."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not distributed or torch.distributed.get_rank() == 0
+
+
 @dataclass
 class LeftOut:
     """Things left out for one reason.
@@ -102,6 +108,6 @@ class Found:
 
     def log(self) -> None:
         """Log the record on the main process; a warning where it needs attention."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        if not is_main_process():
             return
         _logger.log(logging.WARNING if self.needs_attention else logging.INFO, '%s', self)

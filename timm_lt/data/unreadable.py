@@ -4,10 +4,14 @@ import copy
 import logging
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 from .._validate import check_option
-from .reading import ImageReadError, read_sample
+from .checked import CheckedFiles
+from .found import is_main_process
+from .reading import ImageReadError, image_name, read_sample
 from .subset import ImageSubset
 
 __all__ = ['drop_unreadable', 'find_unreadable']
@@ -44,14 +48,32 @@ class _Probe(Dataset):
 
 
 def find_unreadable(dataset: Any, workers: int = 0) -> dict[int, str]:
-    """Decode every image once; index and reason of those that cannot be read."""
-    loader = DataLoader(_Probe(dataset), batch_size=64, num_workers=workers, collate_fn=list)
-    bad, index = {}, 0
-    for reasons in loader:
-        for reason in reasons:
-            if reason:
-                bad[index] = reason
-            index += 1
+    """Decode every image once; index and reason of those that cannot be read.
+
+    Files that were readable before, and have the same size and time of change, are not read again
+    (:mod:`timm_lt.data.checked`). A terminal shows a progress bar.
+    """
+    files = CheckedFiles([image_name(dataset, i) for i in range(len(dataset))])
+    indices = files.unknown()
+    if not indices:
+        return {}
+    shown = is_main_process() and _logger.isEnabledFor(logging.INFO)
+    if shown:
+        _logger.info(
+            'checking that %d images can be read (files are remembered; --no-check-images leaves it out)', len(indices))
+    loader = DataLoader(
+        Subset(_Probe(dataset), indices), batch_size=64, num_workers=workers, collate_fn=list,
+        generator=torch.Generator())  # the global generator belongs to the training
+    bad: dict[int, str] = {}
+    position = 0
+    with tqdm(total=len(indices), desc='checking images', unit='', disable=None if shown else True, leave=False) as bar:
+        for reasons in loader:
+            for reason in reasons:
+                if reason:
+                    bad[indices[position]] = reason
+                position += 1
+            bar.update(len(reasons))
+    files.remember(i for i in indices if i not in bad)
     return bad
 
 

@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import timm
+import torch
 import torch.nn as nn
 import yaml
+from PIL import Image
 from torch import Tensor
 
 from ..class_distribution import ClassDistribution
+from ..data.pixels import convert_image
+from ..data.reading import read_image
 from ..posthoc import PostHoc
 from .errors import HubError
 from .weights import read_weights
@@ -21,9 +25,11 @@ __all__ = ['Checkpoint', 'load', 'shipped']
 SHIPPED = Path(__file__).parent / 'checkpoints'
 
 
-@dataclass
+@dataclass(repr=False)
 class Checkpoint:
     """A trained network and what is known of it.
+
+    ``checkpoint('photo.jpg')`` gives the probability of each class, ``checkpoint(batch)`` the scores of a batch.
 
     Attributes:
         model: The network in evaluation mode.
@@ -39,8 +45,8 @@ class Checkpoint:
     class_names: list[str] | None
     distribution: ClassDistribution | None
     posthoc: PostHoc | None
-    metrics: dict[str, Any] = field(repr=False)
-    recipe: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Any]
+    recipe: dict[str, Any]
     folder: Path | None
     source: str = ''
 
@@ -55,6 +61,11 @@ class Checkpoint:
         return self.model.num_classes
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the input, 1 or 3."""
+        return timm.data.resolve_data_config({}, model=self.model)['input_size'][0]
+
+    @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
@@ -63,12 +74,47 @@ class Checkpoint:
         """timm's evaluation transform of the network: a PIL image to a tensor (3, H, W)."""
         return timm.data.create_transform(**timm.data.resolve_data_config({}, model=self.model))
 
-    def __call__(self, input: Tensor) -> Tensor:
-        """Scores of a batch of images, (B, C), post-hoc correction included.
+    def __repr__(self) -> str:
+        corrected = f', {self.posthoc.method}' if self.posthoc is not None else ''
+        return (
+            f'Checkpoint({self.source!r}: {self.architecture}, {self.num_parameters:,} parameters, '
+            f'{self.num_classes} classes{corrected})')
+
+    @overload
+    def __call__(self, input: Tensor) -> Tensor: ...
+
+    @overload
+    def __call__(self, input: str | Path | Image.Image) -> dict[str, float]: ...
+
+    def __call__(self, input: Tensor | str | Path | Image.Image) -> Tensor | dict[str, float]:
+        """What the network says, post-hoc correction included.
 
         A transductive correction is left out: it needs the logits of all test images at once; call ``posthoc`` on them.
+
+        Args:
+            input: A batch of images that :attr:`transform` has prepared, (B, C, H, W); or one image, as a file or a
+                PIL image.
+
+        Returns:
+            Of a batch its scores, (B, C). Of one image the probability of each class by its name (its number where the
+            checkpoint has no names), in [0, 1], the most probable first.
+
+        Raises:
+            ImageReadError: If the file cannot be read; it is an ``OSError``.
         """
-        logits = self.model(input)
+        if isinstance(input, Tensor):
+            return self._scores(input)
+        mode = 'L' if self.in_chans == 1 else 'RGB'
+        image = convert_image(input, mode) if isinstance(input, Image.Image) else read_image(input, mode)
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            probabilities = self._scores(self.transform(image)[None].to(device))[0].softmax(dim=0)
+        names = self.class_names or [str(c) for c in range(self.num_classes)]
+        order = probabilities.argsort(descending=True, stable=True).tolist()
+        return {names[c]: float(probabilities[c]) for c in order}
+
+    def _scores(self, batch: Tensor) -> Tensor:
+        logits = self.model(batch)
         return logits if self.posthoc is None or self.posthoc.transductive else self.posthoc(logits)
 
 

@@ -1,12 +1,13 @@
 """Training, validation and test part of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..class_distribution import ClassDistribution
 from ..data import (
     ImageReadError,
     ImagesDoNotFit,
+    ImageSubset,
     create_dataset,
     drop_unreadable,
     find_split,
@@ -33,6 +34,8 @@ class DataParts:
         distribution: Images per class of ``train``.
         test_part: Origin of the test images, for the report.
         validation_part: Origin of the validation images, for the report.
+        members: Of each part, the ``split`` of the dataset that it is cut from, the number of ``images`` of this split,
+            and the ``indices`` in it, ascending; None: all of them. Unreadable images count.
     """
     train: Any
     validation: Any
@@ -40,6 +43,7 @@ class DataParts:
     distribution: ClassDistribution
     test_part: str
     validation_part: str
+    members: dict[str, Any] = field(default_factory=dict)
 
 
 def build_data(options: DataOptions) -> DataParts:
@@ -90,6 +94,10 @@ def _build(options: DataOptions, name: str, kwargs: dict[str, Any]) -> DataParts
     elif options.val_fraction > 0:
         train, validation = split_validation(train, options.val_fraction, options.data_seed)
         validation_part = f'{options.val_fraction:g} of the training images'
+    members = {
+        'train': _members(options.train_split, train), 'test': _members(test_split or options.train_split, test)}
+    if validation is not None:
+        members['validation'] = _members(options.val_split or options.train_split, validation)
 
     train, test = _readable(train, options), _readable(test, options)
     validation = None if validation is None else _readable(validation, options)
@@ -101,7 +109,13 @@ def _build(options: DataOptions, name: str, kwargs: dict[str, Any]) -> DataParts
                 raise ConfigError(f'the {what} part has no images')
             # raises for a label that the training images do not know
             _count(what, images, distribution.num_classes)
-    return DataParts(train, validation, test, distribution, test_part, validation_part)
+    return DataParts(train, validation, test, distribution, test_part, validation_part, members)
+
+
+def _members(split: str, images: ImageSubset) -> dict[str, Any]:
+    total = len(images.dataset)
+    indices = None if len(images) == total else [int(i) for i in images.indices]
+    return {'split': split, 'images': total, 'indices': indices}
 
 
 def _count(
@@ -123,6 +137,6 @@ def _readable(images: Any, options: DataOptions) -> Any:
         raise ConfigError(f'--in-memory on: {e}') from e
     if in_memory is not None:
         return in_memory
-    if options.bad_images == 'skip' or len(images) <= CHECKED_IMAGES:
+    if options.bad_images == 'skip' or options.check_images and len(images) <= CHECKED_IMAGES:
         return drop_unreadable(images, options.bad_images, options.workers)
     return images

@@ -77,6 +77,10 @@ class RunFolder:
         if self.writes:
             distribution.to_json(self.path / 'class_distribution.json')
 
+    def write_parts(self, members: dict[str, Any]) -> None:
+        """``parts.json``, the images of each part, see :class:`timm_lt.training.data.DataParts`."""
+        self._text('parts.json', json.dumps(members) + '\n')
+
     def write_correction(self, correction: PostHoc | None) -> None:
         """``posthoc.json``, for the weights beside it; None removes that of an earlier attempt."""
         if correction is not None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..class_distribution import ClassDistribution
 from ..evaluate import report
 from ..evaluate.metrics import resolve_split_rule
+from ..evaluate.metrics.mirror import MirrorAverage
 from .options import EvaluationOptions
 
 
@@ -48,22 +49,6 @@ class FigureRules:
     def evaluated(self, model: nn.Module) -> nn.Module:
         """The model as it is evaluated: itself, or the mean over an image and its mirror image."""
         return MirrorAverage(model) if self.tta > 1 else model
-
-
-class MirrorAverage(nn.Module):
-    """Mean of a model's logits of images and of their mirror images.
-
-    Args:
-        model: Gives logits (B, C) of images (B, C, H, W).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.training = model.training
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (self.model(images) + self.model(images.flip(-1))) / 2
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Folder of a run, and the checkpoint that it goes on from."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def agree_on_folder(options: Options, accelerator: Accelerator) -> tuple[RunFold
             path, checkpoint = choose_folder(options)
             if checkpoint is not None or (options.run.resume and (path / 'args.yaml').is_file()):
                 check_same_configuration(options, path)
-            path.mkdir(parents=True, exist_ok=True)
+            if not options.run.dry_run:
+                path.mkdir(parents=True, exist_ok=True)
             choice = (str(path), checkpoint and str(checkpoint), '')
         except (ConfigError, OSError) as e:
             choice = ('', None, str(e))
@@ -73,7 +75,17 @@ def check_same_configuration(options: Options, run_folder: Path) -> None:
         listing = ', '.join(f'{k}: {saved.get(k)!r} there, {here.get(k)!r} here' for k in keys)
         raise ConfigError(
             f'cannot resume {run_folder}: it was run with another configuration ({listing}). '
-            f'Use the same options, or another --experiment')
+            f'Use the same options, or another --experiment{_longer_run(keys, run_folder)}')
+
+
+def _longer_run(keys: Collection[str], run_folder: Path) -> str:
+    """What to do where the number of epochs is the only difference, for the message."""
+    weights = run_folder / 'hub' / 'model.safetensors'
+    if not set(keys) <= {'epochs', 'warmup_epochs'} or not weights.is_file():
+        return ''
+    return (
+        f'. The learning rate follows the number of epochs, so a longer run is another run; one that starts from these '
+        f'weights: --initial-checkpoint {weights} --experiment NAME')
 
 
 def _has_configuration(folder: Path, options: Options) -> bool:

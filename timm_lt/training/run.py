@@ -10,15 +10,18 @@ from typing import Any
 
 import torch.nn as nn
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
+from ..data import ImageReadError
 from ..hub import has_token, push
 from . import build
 from .allocator import keep_freed_memory
 from .correction import check_classifier, check_correction, correct
 from .data import DataParts, build_data
+from .default_model import choose_model
 from .device import make_accelerator
+from .dry_run import dry_run
 from .ending import (
     MENDABLE,
     MISSING_ORNAMENT,
@@ -28,7 +31,7 @@ from .ending import (
     speaks,
     write_ornaments,
 )
-from .errors import one_line
+from .errors import ConfigError, one_line
 from .figures import final_metrics, method_facts, metrics_of_both, summary_table
 from .fingerprint import check_fingerprint, fingerprint
 from .memory_format import is_channels_last
@@ -37,7 +40,7 @@ from .outputs import RunFolder
 from .pipeline import InputPipeline
 from .results import FigureRules
 from .resume import agree_on_folder
-from .second_stage import check_stage2, run_stage2
+from .second_stage import check_stage2, run_stage2, warn_if_worse
 from .stage import NetworkObjective, Stage
 from .trainer import Trainer
 
@@ -60,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(options)
     except IncompleteRun as e:
         return _stop(e, f'{"warning" if e.status == MISSING_ORNAMENT else "error"}: {e}', e.status)
+    except ImageReadError as e:  # an OSError that names the images
+        return _stop(e, f'error: {e}')
     except (OSError, SafetensorError) as e:  # a full disk, a lost folder
         return _stop(
             e, f'error: could not read or write: {one_line(e)}. Whole checkpoints are kept: mend that (free some '
@@ -79,7 +84,7 @@ def _stop(error: BaseException, message: str, status: int = 2) -> int:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Train, evaluate and write the run folder; returns the metrics.
+    """Train, evaluate and write the run folder; returns the metrics (none of a dry run).
 
     Args:
         options: As :func:`timm_lt.training.parse_args` gives them.
@@ -92,11 +97,16 @@ def run(options: Options) -> dict[str, Any]:
     accelerator = make_accelerator(options.run, options.model.sync_bn)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
+    data = _agree_on_data(options, accelerator)
+    options = _with_model(options, data, accelerator)
     folder, checkpoint = agree_on_folder(options, accelerator)
     with folder.removed_if_empty():
-        setup = _set_up(options, accelerator, folder)
+        setup = _set_up(options, data, accelerator, folder)
         objective = NetworkObjective(setup.model)
         trainer = setup.stage.build(objective)
+        if options.run.dry_run:
+            _try_steps(options, setup.stage, trainer)
+            return {}
         facts = fingerprint(setup.stage.data, accelerator.num_processes)
         check_fingerprint(facts, folder.path, accelerator, checkpoint is not None)
     _write_head(options, setup.stage)
@@ -139,10 +149,44 @@ def _check_before_data(options: Options) -> None:
         _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
 
 
-def _set_up(options: Options, accelerator: Accelerator, folder: RunFolder) -> Setup:
-    """Data and network; everything that can be refused is refused here or in ``Stage.build``."""
-    set_seed(options.run.seed)
-    data: DataParts = build_data(options.data)
+def _agree_on_data(options: Options, accelerator: Accelerator) -> DataParts:
+    """The parts of the data. A problem of one process is an error of each, which the main process reports."""
+    data, problem = None, None
+    try:
+        data = build_data(options.data)
+    except MENDABLE as e:
+        if accelerator.num_processes == 1:
+            raise
+        problem = str(e)
+    if accelerator.num_processes > 1:
+        problem = next((p for p in gather_object([problem]) if p), None)
+    if problem:
+        raise ConfigError(problem)
+    return data
+
+
+def _with_model(options: Options, data: DataParts, accelerator: Accelerator) -> Options:
+    """The options with a network; where they name none, it is chosen by the size of the images."""
+    if options.model.model is not None:
+        return options
+    model, reason = choose_model(options.model, data.train)
+    if accelerator.is_main_process:
+        _logger.info('%s', reason)
+    return options.replace(model=model)
+
+
+def _try_steps(options: Options, stage: Stage, trainer: Trainer) -> None:
+    """The report of ``--dry-run``."""
+    _announce(options, stage, trainer)
+    text = dry_run(options, stage, trainer)  # on every process, because gradients are averaged over them
+    if stage.accelerator.is_main_process:
+        sys.stdout.write(text)
+    _leave(stage.accelerator)
+
+
+def _set_up(options: Options, data: DataParts, accelerator: Accelerator, folder: RunFolder) -> Setup:
+    """Rules and network; everything that can be refused is refused here or in ``Stage.build``."""
+    set_seed(options.run.seed)  # after the data, because their check draws random numbers unless it is remembered
     rules = FigureRules.of(options.evaluation, data.distribution, options.run.seed)
     cosine = build.cosine_scale(options.model, options.loss.loss)
     model, model_args = build.build_model(options.model, data.distribution.num_classes, cosine)
@@ -159,6 +203,7 @@ def _write_head(options: Options, stage: Stage) -> None:
     """Write the files that a run folder holds from the start."""
     stage.folder.write_args(options)
     stage.folder.write_distribution(stage.data.distribution)
+    stage.folder.write_parts(stage.data.members)
     if options.run.tracker:
         stage.accelerator.project_configuration.logging_dir = str(stage.folder.path)
         stage.accelerator.init_trackers(options.run.wandb_project or 'timm_lt')
@@ -173,8 +218,10 @@ def _evaluate_and_write(
     final, exported = first, first
     of_exported = metrics
     if options.stage2.stage2:
+        before = stage.validation_figure(first.model)
         second = run_stage2(_second(options, stage), first.model)
         final = second.result
+        warn_if_worse(stage, before, final.model)
         exported = final if second.exported is final.model else replace(first, model=second.exported)
         metrics = metrics_of_both(stage.rules, metrics, final, second.info)
         of_exported = metrics if exported is final else of_exported

@@ -124,7 +124,7 @@ def stage_options(options: Options, method: Stage2Method) -> Options:
         lr=method.lr if given.stage2_lr is None else given.stage2_lr,
         loss=given.stage2_loss or method.loss, loss_kwargs={}, smoothing=0.0,
         sampler=given.stage2_sampler or method.sampler, sampler_kwargs={}, aug_repeats=0,
-        mixup=0.0, cutmix=0.0, cutmix_minmax=None, sched='cosine', warmup_epochs=0, cooldown_epochs=0,
+        patience=0, mixup=0.0, cutmix=0.0, cutmix_minmax=None, sched='cosine', warmup_epochs=0, cooldown_epochs=0,
         lr_noise=None, lr_cycle_limit=1, lr_k_decay=1.0)
 
 
@@ -162,6 +162,22 @@ def run_stage2(stage: Stage, model: nn.Module) -> SecondStage:
         save_head(stage.folder, method)
     # the hub folder holds a model that timm can load
     return SecondStage(result, model if plain else before, info)
+
+
+def warn_if_worse(stage: Stage, before: float | None, model: nn.Module) -> None:
+    """Warn where the model after the second stage is worse on the validation images than the one before.
+
+    Args:
+        stage: The first stage.
+        before: Validation figure of its model, in percent; None: there are no validation images.
+        model: After the second stage.
+    """
+    after = stage.validation_figure(model)
+    if before is not None and after is not None and after < before and stage.accelerator.is_main_process:
+        _logger.warning(
+            'the second stage made the network worse on the validation images: %s fell from %.2f%% to %.2f%%; try a '
+            'lower --stage2-lr, other --stage2-kwargs, or no second stage', stage.options.evaluation.eval_metric,
+            before, after)
 
 
 def _train(run: Stage, objective: 'HeadObjective') -> tuple[StageResult, bool, dict[str, Any]]:

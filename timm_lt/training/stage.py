@@ -86,7 +86,8 @@ class Stage:
             validate = validation_figures(self.pipeline.evaluation(self.data.validation), self.rules)
         return Trainer(
             learner, windows, epochs, self.rules.splits, self.folder, options.run, validate=validate,
-            eval_metric=options.evaluation.eval_metric, callbacks=objective.callbacks(self, criterion))
+            eval_metric=options.evaluation.eval_metric, patience=options.schedule.patience,
+            callbacks=objective.callbacks(self, criterion))
 
     def train(self, trainer: Trainer, checkpoint: Path | None = None) -> None:
         """Run the epochs.
@@ -97,8 +98,10 @@ class Stage:
         """
         if checkpoint is not None:
             load_checkpoint(self.accelerator, checkpoint)
-            _logger.info(
-                'resumed %s; %d of %d epochs are finished', self.folder.path, trainer.progress.epoch, trainer.epochs)
+            if self.accelerator.is_main_process:
+                _logger.info(
+                    'resumed %s; %d of %d epochs are finished', self.folder.path, trainer.progress.epoch,
+                    trainer.epochs)
         trainer.fit()
 
     def result(self, objective: Objective, trainer: Trainer) -> StageResult:
@@ -108,8 +111,15 @@ class Stage:
         objective.finish(model)
         logits, targets = self.evaluate(model, self.data.test)
         return StageResult(
-            model, logits, targets, trainer.epochs, epoch, chosen_by, progress.train_seconds, progress.images,
+            model, logits, targets, progress.epoch, epoch, chosen_by, progress.train_seconds, progress.images,
             progress.skipped, _weights(trainer.learner.ema))
+
+    def validation_figure(self, model: nn.Module) -> float | None:
+        """``--eval-metric`` of a model on the validation images, in percent; None without such images."""
+        if self.data.validation is None:
+            return None
+        figures = self.rules.report(*self.evaluate(model, self.data.validation), bootstrap=0)
+        return figures[self.options.evaluation.eval_metric]
 
     def evaluate(self, model: nn.Module, images: Any) -> tuple[Tensor, Tensor]:
         """Logits (N, C) of images under the evaluation transform, and their labels (N,)."""

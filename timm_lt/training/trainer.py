@@ -90,6 +90,7 @@ class Trainer:
         options: Seed, checkpoints and logs.
         validate: Called with the trainer after an epoch, returns figures; None: no validation part.
         eval_metric: Figure of ``validate`` that chooses the best epoch.
+        patience: Epochs without a better such figure after which training ends; 0: it never ends early.
         callbacks: See :class:`Callback`.
     """
 
@@ -104,6 +105,7 @@ class Trainer:
             *,
             validate: Callable[['Trainer'], dict[str, Any]] | None = None,
             eval_metric: str = 'top1',
+            patience: int = 0,
             callbacks: tuple[Callback, ...] = (),
     ) -> None:
         self.learner = learner
@@ -113,6 +115,7 @@ class Trainer:
         self.options = options
         self.validate = validate
         self.eval_metric = eval_metric
+        self.patience = patience
         self.callbacks = callbacks
         self.accelerator = learner.accelerator
         self.progress = Progress(TrainMeter(splits, self.accelerator.device))
@@ -127,6 +130,13 @@ class Trainer:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         return self.learner.optimizer
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are trained, or ``patience`` of them without a better validation figure."""
+        progress = self.progress
+        patient = not self.patience or not progress.best or progress.epoch - progress.best['epoch'] <= self.patience
+        return progress.epoch >= self.epochs or not patient
 
     def save(self, name: str = 'last') -> None:
         """Write the checkpoint ``name`` of the present state."""
@@ -147,11 +157,16 @@ class Trainer:
         if self.progress.updates == 0:
             self.learner.scheduler.step_update(0)
         lines = EpochLines(self.epochs)
-        while self.progress.epoch < self.epochs:
+        while not self.finished:
             row = self._run_epoch(self.progress.epoch)
             self._finish_epoch(row)
             if self.accelerator.is_main_process:
                 _logger.info('%s', lines.of(row))
+                if self.finished and self.progress.epoch < self.epochs:
+                    _logger.info(
+                        'stopped after epoch %d, because %d epoch(s) brought no better %s of the validation part '
+                        'than epoch %d', self.progress.epoch, self.patience, self.eval_metric,
+                        self.progress.best['epoch'] + 1)
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:
         progress, metric = self.progress, f'val_{self.eval_metric}'
@@ -168,7 +183,7 @@ class Trainer:
         if row.get(metric) is not None and row[metric] > progress.best.get(metric, -1.0):
             progress.best = {'epoch': epoch, metric: row[metric]}
             self.save('best')
-        if (epoch + 1) % self.options.checkpoint_every == 0 or epoch + 1 == self.epochs:
+        if (epoch + 1) % self.options.checkpoint_every == 0 or self.finished:
             self.save()
         self._keep_checkpoints(epoch)
         self.folder.write_summary(progress.rows)

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ['report']:
             return _write_again(Path(build_report_parser().parse_args(argv[1:]).run))
         args = build_parser().parse_args(argv)
+        args.checkpoint = args.checkpoint or args.run
         return evaluate_predictions(args) if args.predictions else evaluate_checkpoint(args)
     except (ValueError, OSError) as e:
         sys.stderr.write(f'timm_lt.evaluate: error: {e}\n')

@@ -14,6 +14,7 @@ from .landscape import landscape
 from .network import EvaluationError, classifier_of, load_network
 from .open_set import check_open_set_options, open_set
 from .output import Output, choose_folder, write_output
+from .run_parts import RunParts
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> int:
@@ -30,7 +31,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         args.checkpoint, architecture=args.model, num_classes=args.num_classes, device=args.device)
     distribution = find_distribution(args.class_stats, network.num_classes, network.source, network.distribution)
     folder = choose_folder(args.output, args.checkpoint)
-    data = Data(args, network, distribution)
+    run = RunParts.of(args.checkpoint)
+    data = Data(args, network, distribution, run if run is not None and run.fill(args) else None)
     split, dataset = data.tested()
     needs_features = bool(args.open_set) and 'prototype' in args.open_set_score
     logits, targets, features = data.collect(dataset, f'split {split}', needs_features or args.landscape)
@@ -100,7 +102,8 @@ def _context(args: argparse.Namespace, network: Checkpoint, data: Data, split: s
         'protocol': {
             'checkpoint': network.source,
             'dataset': args.dataset or str(args.data_dir),
-            'test_part': f'split {split!r}',
+            'test_part': _part(network, data, split),
+            **({'test_time_augmentation': 'mean over the image and its mirror image'} if data.mirrors else {}),
             'class_names': data.names_note,
             'class_sizes_from': args.class_stats or 'the checkpoint',
             'epoch_chosen_by': (network.metrics.get('protocol') or {}).get('epoch_chosen_by', 'not known'),
@@ -108,6 +111,14 @@ def _context(args: argparse.Namespace, network: Checkpoint, data: Data, split: s
             'bootstrap_seed': args.seed,
         },
     }
+
+
+def _part(network: Checkpoint, data: Data, split: str) -> str:
+    """Images that were evaluated, in the words of the run where they are one of its parts."""
+    if data.run is None or not data.run.has(split):
+        return f'split {split!r}'
+    known = (network.metrics.get('protocol') or {}).get(f'{split}_part')
+    return known or f'{split} part of the run'
 
 
 def _correction_protocol(network: Checkpoint, posthoc: Any) -> dict[str, str]:

@@ -11,7 +11,9 @@ from ...class_distribution import ClassDistribution
 from ...data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
 from ...data.factory import create_reader
 from ...hub import Checkpoint
+from ..metrics.mirror import MirrorAverage
 from .network import EvaluationError, collect
+from .run_parts import RunParts
 
 
 class Data:
@@ -21,10 +23,17 @@ class Data:
         args: Options.
         network: Decides input size, normalisation, number and names of classes.
         distribution: Training class sizes.
+        run: Parts of the run that trained the network, where the data are its own; else None.
     """
 
-    def __init__(self, args: argparse.Namespace, network: Checkpoint, distribution: ClassDistribution) -> None:
-        self.args, self.network = args, network
+    def __init__(
+            self,
+            args: argparse.Namespace,
+            network: Checkpoint,
+            distribution: ClassDistribution,
+            run: RunParts | None = None,
+    ) -> None:
+        self.args, self.network, self.run = args, network, run
         self.class_names = network.class_names or distribution.class_names
         self.names_note: str | None = None
 
@@ -35,10 +44,24 @@ class Data:
             raise EvaluationError(
                 'no data to evaluate: name a data set by --dataset, or a folder of class folders by --data-dir')
         _check_root(args.dataset, args.data_dir, '--data-dir')
-        split = args.split or find_split(args.dataset, args.data_dir, ('test', 'validation'))
+        split = args.split
+        if split is None and self.run is not None:
+            split = 'test'
+        split = split or find_split(args.dataset, args.data_dir, ('test', 'validation'))
         if split is None:
             raise EvaluationError('the data have no test or validation part; name the part to evaluate by --split')
-        return split, self.known(split)
+        dataset = self.known(split)
+        if self.run is not None and not args.allow_trained and self._was_trained_on(split, dataset):
+            raise EvaluationError(
+                f'the network was trained on images of {split!r}, whose figures say nothing about new images; leave '
+                f'out --split for the test part of the run, or pass --allow-trained')
+        return split, dataset
+
+    def _was_trained_on(self, split: str, dataset: Any) -> bool:
+        assert self.run is not None
+        if self.run.has(split):
+            return split == 'train'
+        return self.run.trained_on(split, dataset, self.class_names)
 
     def for_threshold(self, tested: tuple[str, Any]) -> tuple[str, Any]:
         """Name and images of the part that sets the threshold; none of them is an image of the tested part."""
@@ -69,7 +92,10 @@ class Data:
     def known(self, split: str) -> Any:
         """Images of a part, with the classes of the network."""
         name = self.args.dataset
-        dataset = self._create(name, self.args.data_dir, split, class_names=self.class_names)
+        if self.run is not None and self.run.has(split):
+            dataset = self.run.images(split, self.class_names)
+        else:
+            dataset = self._create(name, self.args.data_dir, split, class_names=self.class_names)
         names, classes = get_class_names(dataset), self.network.num_classes
         found = max(len(names) if names else 0, int(dataset.targets.max()) + 1)
         if found > classes or (names and len(names) != classes):
@@ -107,7 +133,13 @@ class Data:
             device=self.args.device, workers=self.args.workers)
 
     def collect(self, dataset: Any, label: str, with_features: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        return collect(self.network.model, self.loader(dataset), with_features=with_features, progress=label)
+        model = MirrorAverage(self.network.model) if self.mirrors and not with_features else self.network.model
+        return collect(model, self.loader(dataset), with_features=with_features, progress=label)
+
+    @property
+    def mirrors(self) -> bool:
+        """The run averages the logits of an image and its mirror image."""
+        return self.run is not None and self.run.options.get('tta', 0) > 1
 
 
 def _check_root(name: str, root: str | None, option: str) -> None:

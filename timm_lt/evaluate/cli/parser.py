@@ -16,6 +16,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
+        'run', nargs='?', metavar='RUN_DIR', help='folder of a training run, evaluated on its own test part')
+    source.add_argument(
         '--checkpoint', metavar='NAME',
         help='run or checkpoint folder, local-dir:FOLDER, hf-hub:USER/NAME, timm model name, or weights file')
     source.add_argument(
@@ -27,7 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--data-dir', metavar='DIR', help='folder of the images')
     add('--ignore-class-names', action='store_true',
         help='evaluate data whose class names are not those of the checkpoint; labels are used as they are')
-    add('--split', help="part to evaluate (default: 'test', else 'validation')")
+    add('--split', help="part to evaluate (default: the test part of the run, else 'test', else 'validation')")
+    add('--allow-trained', action='store_true', help='evaluate also images that the run was trained on')
     add('--class-stats', metavar='FILE', help='class-stats JSON of the training images (default: of the checkpoint)')
     add('--split-rule', default='auto', metavar='RULE',
         help="gt100_lt20, ge100_le20, thirds, 'MANY,FEW', or auto: gt100_lt20, thirds if no class is below 20")

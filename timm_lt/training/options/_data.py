@@ -46,6 +46,8 @@ class DataOptions(OptionGroup):
     bad_images: str = option(
         'error', 'unreadable images, empty class folders and rows without a label stop the run, or are left out, '
         'counted and named', choices=('error', 'skip'))
+    check_images: bool = option(
+        True, 'read every image of a set of at most 50,000 once before training; unchanged files are remembered')
     in_memory: str = option('auto', 'decode a small set once', choices=('auto', 'on', 'off'))
     sampler: str = option('instance_balanced', 'order of the training images, see timm_lt.list_samplers()')
     sampler_kwargs: dict[str, Any] = option({}, 'arguments of the sampler')

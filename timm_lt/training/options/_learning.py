@@ -70,6 +70,9 @@ class ScheduleOptions(OptionGroup):
 
     epochs: int = option(100, 'epochs of training; 0 with --stage2 starts it on the given checkpoint',
                          within='[0, inf)')
+    patience: int = option(
+        0, 'stop after so many epochs without a better validation figure (--eval-metric); 0: never',
+        within='[0, inf)')
     sched: str = option('cosine', "one of timm's schedules: cosine, tanh, step, multistep, poly, plateau, wsd, ...")
     sched_on_updates: bool = option(False, 'change the learning rate at each step')
     lr: float | None = option(None, 'learning rate; None: --lr-base for a batch of 256, scaled', within='[0, inf)')

@@ -12,7 +12,8 @@ class ModelOptions(OptionGroup):
     """The network, its input and how it is executed."""
     title: ClassVar[str] = 'model'
 
-    model: str = option('resnet20_cifar', 'any model of timm')
+    model: str | None = option(
+        None, 'any model of timm; None: resnet20_cifar for images of at most 64 pixels a side, else resnet18')
     model_kwargs: dict[str, Any] = option({}, "arguments of timm's create_model")
     pretrained: bool = option(False, 'start with the published weights')
     initial_checkpoint: str = option('', 'weights to start from', metavar='FILE')

@@ -46,8 +46,8 @@ def check_names(options: Options) -> None:
     _check_soft_targets(options)
 
 
-def _check_model(model: str) -> None:
-    if ':' not in model and not timm.is_model(model):
+def _check_model(model: str | None) -> None:
+    if model is not None and ':' not in model and not timm.is_model(model):
         raise ConfigError(f'unknown model {model!r}. {nearest_names(model, timm.list_models())}')
 
 

@@ -48,6 +48,8 @@ class RunOptions(OptionGroup):
     log_with: str | None = option(None, 'tracker of Accelerate, e.g. tensorboard')
     log_wandb: bool = option(False, 'same as --log-with wandb')
     wandb_project: str | None = option(None, 'project of Weights & Biases; None: timm_lt')
+    dry_run: bool = option(
+        False, 'print counts, parts, shapes, options, time and memory of a step, then stop; nothing is written')
     quiet: bool = option(False, 'no progress lines')
 
     @property
