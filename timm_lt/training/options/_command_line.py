@@ -16,7 +16,8 @@ from ._timm_names import refusal
 POSITIONAL = 'data_dir_positional'
 
 # the run without options uses these in place of the general defaults: about a minute on a CPU
-DIGITS_DEFAULTS = {'imbalance_ratio': 50.0, 'epochs': 20, 'warmup_epochs': 2, 'hflip': 0.0, 'lr': 0.1}
+DIGITS_DEFAULTS = {
+    'model': 'resnet20_cifar', 'imbalance_ratio': 50.0, 'epochs': 20, 'warmup_epochs': 2, 'hflip': 0.0, 'lr': 0.1}
 
 
 class _Parser(argparse.ArgumentParser):
