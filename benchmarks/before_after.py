@@ -15,8 +15,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / 'results' / 'accuracy_quick' / 'results.json'
-GROUPS = {'many': 'classes with many images', 'medium': 'medium', 'few': 'few', 'top1': 'all'}
-ROWS = {'ce': 'cross-entropy', 'balanced_softmax': 'balanced softmax', 'ours': 'and cosine classifier, small batches'}
+GROUPS = {'many': 'many images', 'medium': 'medium', 'few': 'few images', 'top1': 'all classes'}
+ROWS = {'ce': 'cross-entropy', 'balanced_softmax': 'balanced softmax', 'ours': 'balanced softmax, cosine classifier, small batches'}
 COLORS = ('#9aa2aa', '#2f8f9d', '#17375e')
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'benchmarks' / 'results'
+NO_BREAK = '\N{NO-BREAK SPACE}'
 PART = re.compile(r'(<!-- generated: (\w+) ?([^>]*?) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 
@@ -44,7 +45,13 @@ def accuracy(arguments: str) -> str:
     if missing:
         raise ValueError(f'{folder} has no row {sorted(missing)}')
     columns = [header.index(name) for name in header if name != 'seeds' and not name.startswith('published')]
-    return markdown_table([header[i] for i in columns], [[row[i] for i in columns] for row in [baseline, *found]])
+    return markdown_table(
+        [header[i] for i in columns], [[unbroken(row[i]) for i in columns] for row in [baseline, *found]])
+
+
+def unbroken(cell: str) -> str:
+    """A figure with its deviation or interval in one line: spaces that do not break."""
+    return re.sub(r' (?=±)|(?<=±) |(?<=,) (?=[+-])', NO_BREAK, cell)
 
 
 def cost(arguments: str) -> str:
