@@ -16,7 +16,9 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / 'results' / 'accuracy_quick' / 'results.json'
 GROUPS = {'many': 'many images', 'medium': 'medium', 'few': 'few images', 'top1': 'all classes'}
-ROWS = {'ce': 'cross-entropy', 'balanced_softmax': 'balanced softmax', 'ours': 'balanced softmax, cosine classifier, small batches'}
+ROWS = {
+    'ce': 'cross-entropy', 'balanced_softmax': 'balanced softmax',
+    'ours': 'balanced softmax, cosine classifier, small batches'}
 COLORS = ('#9aa2aa', '#2f8f9d', '#17375e')
 
 
