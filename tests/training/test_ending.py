@@ -71,6 +71,22 @@ def test_an_interruption_is_one_line_with_the_command_that_goes_on(tmp_path, cap
     assert ending.command_to_go_on(['--resume', 'here']).endswith('--resume here')
 
 
+def test_a_start_that_fails_before_anything_is_trained_leaves_its_name_free(tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr('timm_lt.training.trainer.Trainer._step', failing)
+        with pytest.raises(RuntimeError):
+            main([*TINY, '--output', str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with monkeypatch.context() as patch:  # the first epoch is stored
+        patch.setattr('timm_lt.training.trainer.Trainer._keep_checkpoints', failing)
+        with pytest.raises(RuntimeError):
+            main([*TINY, '--output', str(tmp_path)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main([*TINY, '--output', str(tmp_path), '--resume', 'auto']) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ['run']
+
+
 def test_errors_are_said_once_over_all_processes(monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
     assert main(['--epochs', '0']) == 2 and capsys.readouterr().err == ''

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .._labels import read_labels
 from .._validate import check_option
+from .found import is_main_process
 from .reading import ImageReadError, image_name, read_sample
 from .targets import get_class_names, get_targets
 from .unreadable import BAD_IMAGES, report_unreadable, without_transform
@@ -142,7 +143,8 @@ def keep_in_memory(
     except ImagesDoNotFit as e:
         if mode == 'on':
             raise
-        _logger.info('images are read from their files: %s', e)
+        if is_main_process():
+            _logger.info('images are read from their files: %s', e)
         return None
 
 

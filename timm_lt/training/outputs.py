@@ -19,6 +19,9 @@ from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
 from .options import Options, to_yaml
 
+# written before the first step
+HEAD_FILES = frozenset({'args.yaml', 'class_distribution.json', 'fingerprint.json', 'parts.json'})
+
 
 class RunFolder:
     """Paths and writers of one run; only the main process writes.
@@ -33,13 +36,13 @@ class RunFolder:
         self.writes = writes
 
     @contextmanager
-    def removed_if_empty(self) -> Iterator[None]:
-        """A block after whose failure the folder is removed where nothing was written to it."""
+    def removed_if_untrained(self) -> Iterator[None]:
+        """A block after whose failure the folder is removed where it holds nothing that was trained."""
         try:
             yield
         except BaseException:
-            if self.writes and self.path.is_dir() and not any(self.path.iterdir()):
-                self.path.rmdir()
+            if self.writes and self.path.is_dir() and HEAD_FILES.issuperset(p.name for p in self.path.iterdir()):
+                shutil.rmtree(self.path)
             raise
 
     def write_args(self, options: Options) -> None:

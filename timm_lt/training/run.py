@@ -100,7 +100,7 @@ def run(options: Options) -> dict[str, Any]:
     data = _agree_on_data(options, accelerator)
     options = _with_model(options, data, accelerator)
     folder, checkpoint = agree_on_folder(options, accelerator)
-    with folder.removed_if_empty():
+    with folder.removed_if_untrained():
         setup = _set_up(options, data, accelerator, folder)
         objective = NetworkObjective(setup.model)
         trainer = setup.stage.build(objective)
@@ -109,9 +109,9 @@ def run(options: Options) -> dict[str, Any]:
             return {}
         facts = fingerprint(setup.stage.data, accelerator.num_processes)
         check_fingerprint(facts, folder.path, accelerator, checkpoint is not None)
-    _write_head(options, setup.stage)
-    _announce(options, setup.stage, trainer)
-    setup.stage.train(trainer, checkpoint)
+        _write_head(options, setup.stage)
+        _announce(options, setup.stage, trainer)
+        setup.stage.train(trainer, checkpoint)
     with nothing_is_lost(folder):
         metrics = _evaluate_and_write(options, setup, objective, trainer)
     missing = write_ornaments(folder, setup.stage.data.test)
