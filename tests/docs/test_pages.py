@@ -1,5 +1,6 @@
 """Pages: generated parts are up to date, links and names of the API lead somewhere."""
 
+import ast
 import importlib
 import re
 
@@ -77,3 +78,22 @@ def test_every_page_is_in_the_menu():
         return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
 
     assert sorted(pages(menu)) == sorted(path.relative_to(DOCS).as_posix() for path in PAGES)
+
+
+def messages_of_the_package():
+    """Texts of the package, values of f-strings as '...'."""
+    for path in (ROOT / 'timm_lt').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield ''.join(part.value if isinstance(part, ast.Constant) else '...' for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_messages_on_the_page_of_troubles_are_those_of_the_package():
+    rows = re.findall(r'^\| `(.+?)` \|', (DOCS / 'troubleshooting.md').read_text(), re.MULTILINE)
+    texts = [re.sub(r'%(?:\.\d+)?[sdg]', '...', text) for text in messages_of_the_package()]
+    assert len(rows) > 30
+    for row in rows:
+        parts = [part.strip() for part in row.split('...') if part.strip()]
+        assert any(all(part in text for part in parts) for text in texts), row
