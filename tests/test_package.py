@@ -1,6 +1,7 @@
 """Promises of the package as a whole: import, layout, documentation."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -116,6 +117,29 @@ def test_files_are_tidy(path):
             assert node.func.id not in ('print', 'breakpoint') or path.name == '__main__.py', node.lineno
         if isinstance(node, ast.ImportFrom):
             assert all(a.name != '*' for a in node.names)
+
+
+def test_the_package_lists_its_public_names_and_nothing_private():
+    names = dir(timm_lt)
+    assert {'data', 'hub', 'evaluate', 'training', 'two_stage', 'gkp', 'posthoc', 'long_tailed_subset'} <= set(names)
+    assert not [name for name in names if name.startswith('_') and name != '__version__']
+    assert all(hasattr(timm_lt, name) for name in names)
+
+
+def names_for_type_checkers(path):
+    """Names that an ``__init__`` imports for type checkers alone."""
+    blocks = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If)]
+    return {alias.asname for block in blocks if ast.unparse(block.test) == 'TYPE_CHECKING'
+            for node in block.body for alias in node.names}
+
+
+def test_names_for_type_checkers_exist():
+    # a name may be missing there, because a new method stays one file
+    for path in PACKAGE.rglob('__init__.py'):
+        if names := names_for_type_checkers(path):
+            package = importlib.import_module('.'.join(path.parent.relative_to(ROOT).parts))
+            assert names <= set(package.__all__), path.relative_to(ROOT)
+    assert 'SAM' in names_for_type_checkers(PACKAGE / 'optim' / '__init__.py')
 
 
 @pytest.mark.parametrize('registry', [LOSSES, SAMPLERS, OPTIMIZERS, STAGE2, POSTHOC], ids=lambda r: r.kind)

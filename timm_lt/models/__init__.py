@@ -1,5 +1,13 @@
 """Networks of the long-tailed CIFAR literature and the cosine classifier, registered into timm."""
 
-from .._registry import import_siblings
+from .bcl import BCLModel, BCLOutput
+from .cosine_classifier import CosineClassifier, create_head, use_cosine_classifier
+from .cosine_network import cosine_network, cosine_network_args
+from .resnet_cifar import CifarResNet, CifarResNet34, resnet20_cifar, resnet32_cifar, resnet32_cifar_x4, resnet34_cifar
+from .scaled_classifier import ScaledClassifier
 
-__all__ = [*import_siblings(__name__)]
+__all__ = [
+    'BCLModel', 'BCLOutput', 'CifarResNet', 'CifarResNet34', 'CosineClassifier', 'ScaledClassifier', 'cosine_network',
+    'cosine_network_args', 'create_head', 'resnet20_cifar', 'resnet32_cifar', 'resnet32_cifar_x4', 'resnet34_cifar',
+    'use_cosine_classifier',
+]

@@ -4,10 +4,19 @@ A method is one small file or folder here. ``engine`` holds the steps that all m
 cheaper passes of ``batchnorm='stacked'`` and ``'exact_ascent'``.
 """
 
+from typing import TYPE_CHECKING
+
 from .._registry import import_siblings
 from .engine import BatchClosure, SharpnessAware, StepResult, find_sharpness_aware, optimizer_step, set_epoch
 
-__all__ = [
-    'BatchClosure', 'SharpnessAware', 'StepResult', 'find_sharpness_aware', 'optimizer_step', 'set_epoch',
-    *import_siblings(__name__),
-]
+if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
+    from .asam import ASAM as ASAM
+    from .ccsam import CCSAM as CCSAM
+    from .focalsam import FocalSAM as FocalSAM
+    from .gsa import GSA as GSA
+    from .imbsam import ImbSAM as ImbSAM
+    from .sam import SAM as SAM
+    from .ssesam import SSESAM as SSESAM
+
+__all__ = ['BatchClosure', 'SharpnessAware', 'StepResult', 'find_sharpness_aware', 'optimizer_step', 'set_epoch']
+__all__ += import_siblings(__name__)

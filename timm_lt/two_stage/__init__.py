@@ -1,14 +1,22 @@
 """Second stages: what is done to the classifier of a trained model. Imported when first used."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._registry import STAGE2, call_factory, import_siblings
 from ..models.scaled_classifier import ScaledClassifier
 from ._base import Stage2Method, batchnorm_layers, classifier_inputs
 
-__all__ = [
-    'ScaledClassifier', 'Stage2Method', 'batchnorm_layers', 'classifier_inputs', 'create_stage2', 'list_stage2',
-    *import_siblings(__name__)]
+if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
+    from .ccsam import CCSAMStage2 as CCSAMStage2
+    from .crt import ClassifierRetraining as ClassifierRetraining
+    from .disalign import DisAlign as DisAlign
+    from .lws import LearnableWeightScaling as LearnableWeightScaling
+    from .mislas import MiSLAS as MiSLAS
+    from .ncm import NearestClassMean as NearestClassMean
+    from .tau_norm import TauNormalization as TauNormalization
+
+__all__ = ['ScaledClassifier', 'Stage2Method', 'batchnorm_layers', 'classifier_inputs', 'create_stage2', 'list_stage2']
+__all__ += import_siblings(__name__)
 
 
 def list_stage2(filter: str = '') -> list[str]:

@@ -1,5 +1,5 @@
 """Augmentation of whole uint8 batches, on the device of the images: crops, policies, colour, erasing."""
 
-from ..._registry import import_siblings
+from .batch import BatchAugment
 
-__all__ = [*import_siblings(__name__)]
+__all__ = ['BatchAugment']

@@ -3,7 +3,18 @@
 A reader is a :class:`DatasetReader` under ``@register_reader(PREFIX)``; ``create_dataset('PREFIX/REST')`` then uses it.
 """
 
+from typing import TYPE_CHECKING
+
 from ..._registry import import_siblings
 from ._base import DatasetReader
 
-__all__ = ['DatasetReader', *import_siblings(__name__)]
+if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
+    from .digits import DigitsReader as DigitsReader
+    from .folder import FolderReader as FolderReader
+    from .hfds import HubReader as HubReader
+    from .list import ListReader as ListReader
+    from .streams import StreamReader as StreamReader
+    from .torchvision import TorchvisionReader as TorchvisionReader
+
+__all__ = ['DatasetReader']
+__all__ += import_siblings(__name__)
