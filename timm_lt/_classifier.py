@@ -11,7 +11,8 @@ def find_classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     Returns:
         The layers; empty for a model without ``get_classifier()`` or with ``num_classes=0``.
     """
-    found = model.get_classifier() if hasattr(model, 'get_classifier') else None
+    get_classifier = getattr(model, 'get_classifier', None)
+    found = None if get_classifier is None else get_classifier()
     layers = found if isinstance(found, (tuple, list)) else (found,)
     return tuple(m for m in layers if isinstance(m, nn.Module) and not isinstance(m, nn.Identity))
 

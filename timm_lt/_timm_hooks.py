@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 try:
     import timm.data
@@ -24,6 +24,8 @@ except (ImportError, AttributeError) as e:  # pragma: no cover - depends on the 
     raise ImportError(
         f'timm_lt supports timm >= 1.0.31; the installed timm lacks something that it registers into: {e}. '
         f'Install a supported version: pip install "timm>=1.0.31,<2"') from e
+
+from torch.optim import Optimizer
 
 from ._registry import OPTIMIZERS, MethodInfo
 
@@ -82,7 +84,7 @@ def _register_optimizer(info: MethodInfo) -> None:
         raise ValueError(f'optimizer name {info.name!r}: timm cuts names at the underscore; use none')
     if info.name not in default_registry._optimizers:
         default_registry.register(OptimInfo(
-            name=info.name, opt_class=info.factory, description=info.description,
+            name=info.name, opt_class=cast(type[Optimizer], info.factory), description=info.description,
             has_eps=True, has_momentum=True, has_betas=True))
         _added.add(('optimizer', info.name))
 
@@ -96,7 +98,8 @@ def _patch(name: str, wrap: Callable, modules: tuple) -> None:
 
 def _loss_wrapper(original: Callable) -> Callable:
     @functools.wraps(original)
-    def create_classification_loss(loss_type: str | None = None, multi_label: bool = False, *args: Any, **kwargs: Any):
+    def create_classification_loss(
+            loss_type: str | None = None, multi_label: bool = False, *args: Any, **kwargs: Any) -> Any:
         if loss_type is None or loss_type in _loss_factory.LOSS_TYPES:
             return original(loss_type, multi_label, *args, **kwargs)
         from .losses._factory import create_loss_for_timm
@@ -107,7 +110,7 @@ def _loss_wrapper(original: Callable) -> Callable:
 
 def _loader_wrapper(original: Callable) -> Callable:
     @functools.wraps(original)
-    def create_loader(dataset: Any, *args: Any, sampler: Any = None, **kwargs: Any):
+    def create_loader(dataset: Any, *args: Any, sampler: Any = None, **kwargs: Any) -> Any:
         loader = original(dataset, *args, **kwargs)
         if sampler is None:
             return loader
@@ -124,10 +127,10 @@ def optimizer_names() -> set[str]:
 
 def optimizer_class(name: str) -> type:
     """The class of a registered optimizer."""
-    return default_registry.get_optimizer_class(name, bind_defaults=False)
+    return cast(type, default_registry.get_optimizer_class(name, bind_defaults=False))
 
 
-def create_base_optimizer(params: Any, name: str, **kwargs: Any):
+def create_base_optimizer(params: Any, name: str, **kwargs: Any) -> Optimizer:
     """A registered optimizer built by timm's own factory, which drops the options that it lacks."""
     return _optim_factory.create_optimizer_v2(params, name, **kwargs)
 

@@ -40,7 +40,7 @@ class _Loader:
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch of the next iteration and the step that it starts with (training only)."""
-        if self.training:
+        if isinstance(self.batches, EpochBatches):
             self.batches.set_epoch(epoch, start_step)
 
     def _finish(self, images: Tensor, batch: Batch) -> Tensor:
@@ -217,8 +217,8 @@ def create_train_loader(
     with on_cpu():
         batches = EpochBatches(sampler, batch_size, world=world, rank=rank, drop_last=drop_last)
         views = augmentation if transform is None else transform
-        has_batch_form = isinstance(views, (Augmentation, MultiView))
-        if isinstance(dataset, InMemoryImages) and has_batch_form and views.takes(dataset.image_size):
+        in_memory = isinstance(dataset, InMemoryImages)
+        if in_memory and isinstance(views, (Augmentation, MultiView)) and views.takes(dataset.image_size):
             return MemoryLoader(dataset, batches, views.batch_augment(seed, whole=True), device)
         dataset = _with_transform(dataset, augmentation.image_transform() if transform is None else transform)
         return WorkerLoader(dataset, batches, augmentation.batch_augment(seed), device, seed=seed, workers=workers)

@@ -107,7 +107,8 @@ class InMemoryImages(Dataset):
     @property
     def image_size(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def __len__(self) -> int:
         return len(self.images)

@@ -183,7 +183,9 @@ def get_class_names(dataset: Any) -> list[str] | None:
 def _common_names(parts: list[list[str] | None]) -> list[str] | None:
     """The names of the datasets of a concatenation, where one list continues all others."""
     named = [names for names in parts if names is not None]
-    longest = max(named, key=len, default=None)
+    if not named:
+        return None
+    longest = max(named, key=len)
     for names in named:
         if names != longest[:len(names)]:
             raise ValueError(

@@ -1,6 +1,6 @@
 """A loader of timm with another sampler: ``timm.data.create_loader(..., sampler=NAME or object)``."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed
 from timm.data.distributed_sampler import RepeatAugSampler
@@ -44,7 +44,7 @@ def with_sampler(
         TypeError: If ``sampler`` is neither a name nor a sampler of single images.
     """
     if isinstance(loader, PrefetchLoader):
-        loader.loader = with_sampler(loader.loader, sampler, distributed)
+        loader.loader = cast(DataLoader, with_sampler(loader.loader, sampler, distributed))
         return loader
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(

@@ -67,8 +67,8 @@ class Augmentation:
     interpolation: str = 'bilinear'
     crop_mode: str = 'pad'
     padding: int = 4
-    scale: Sequence[float] | None = None
-    ratio: Sequence[float] | None = None
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] | None = None
     hflip: float = 0.5
     vflip: float = 0.
     color_jitter: Any = None
@@ -126,7 +126,7 @@ class Augmentation:
             raise ValueError(
                 'this augmentation works on single images only: whole batches need crop_mode pad, none or rrc, '
                 'interpolation bilinear or bicubic, and operations that have a form for batches')
-        return [self._batch_crop(), *self._batch_colors()]
+        return [step for step in (self._batch_crop(), *self._batch_colors()) if step is not None]
 
     def _batch_crop(self) -> Callable | None:
         flips = {'hflip': self.hflip, 'vflip': self.vflip}
@@ -149,6 +149,7 @@ class Augmentation:
         """timm's crop with flips, and its colour."""
         mean = tuple(self.mean)
         own_policy = self.auto_augment in TORCHVISION_POLICIES
+        color_jitter: Any = None if own_policy else self.color_jitter
         crop, color, _ = create_transform(
             self.input_size,
             is_training=True,
@@ -158,7 +159,7 @@ class Augmentation:
             ratio=self.ratio,
             hflip=self.hflip,
             vflip=self.vflip,
-            color_jitter=None if own_policy else self.color_jitter,
+            color_jitter=color_jitter,
             color_jitter_prob=self.color_jitter_prob,
             grayscale_prob=self.grayscale_prob,
             gaussian_blur_prob=self.gaussian_blur_prob,
@@ -215,7 +216,7 @@ class _Resize:
     """Resize and centre crop where an image has another size."""
 
     def __init__(self, size: tuple[int, int], interpolation: str) -> None:
-        self.size = tuple(size)
+        self.size = size[0], size[1]
         self.resize = create_transform(self.size, crop_pct=1.0, interpolation=interpolation, separate=False)
         self.resize = transforms.Compose(self.resize.transforms[:-2])  # without tensor and normalisation
 
@@ -273,6 +274,7 @@ def eval_transform(
 ) -> Callable[[Any], Tensor]:
     """timm's evaluation transform up to normalisation: PIL image to uint8 tensor (C, H, W), no randomness."""
     resize = create_transform(
-        tuple(input_size), is_training=False, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
+        (input_size[0], input_size[1], input_size[2]), is_training=False, interpolation=interpolation,
+        crop_pct=crop_pct, crop_mode=crop_mode)
     return transforms.Compose(
         [_Mode(3), *resize.transforms[:-2], _Mode(input_size[0]), transforms.PILToTensor()])

@@ -76,13 +76,13 @@ def write_hub_folder(
 
     new = run_dir / 'hub.new'
     shutil.rmtree(new, ignore_errors=True)
-    config = {'label_names': distribution.class_names} if distribution.class_names else {}
+    config: dict[str, Any] = {'label_names': distribution.class_names} if distribution.class_names else {}
     model_args = dict(model_args or {})
     if 'cosine_scale' not in get_model_args(model, model_args) and (cosine_args := cosine_network_args(model)):
         config['architecture'] = 'cosine_network'
         model_args |= cosine_args
     # safetensors takes contiguous weights only, and the caller's model keeps its memory format
-    stored = copy.deepcopy(model).to(DTYPES[dtype], memory_format=torch.contiguous_format)
+    stored = copy.deepcopy(model).to(DTYPES[dtype]).to(memory_format=torch.contiguous_format)
     save_for_hf(
         stored, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
         data_config=data_config)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import timm
 import torch
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int:
-        return self.model.num_classes
+        return cast(int, self.model.num_classes)
 
     @property
     def in_chans(self) -> int:
@@ -118,6 +118,14 @@ class Checkpoint:
         return logits if self.posthoc is None or self.posthoc.transductive else self.posthoc(logits)
 
 
+@overload
+def shipped() -> list[str]: ...
+
+
+@overload
+def shipped(name: str) -> Path: ...
+
+
 def shipped(name: str = '') -> Path | list[str]:
     """The folder of a checkpoint that comes with the package; without a name, the names.
 
@@ -150,7 +158,7 @@ def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 
     folder = _find(str(name_or_dir), revision)
     tensors = read_weights(folder)
     try:
-        model = timm.create_model(f'local-dir:{folder}', pretrained=False)
+        model: Any = timm.create_model(f'local-dir:{folder}', pretrained=False)
     except (RuntimeError, TypeError, ValueError, KeyError) as e:
         raise HubError(f'{folder}: config.json names a network that cannot be built: {e}') from e
     try:

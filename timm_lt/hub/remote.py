@@ -182,7 +182,7 @@ def _is_ours(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in UPLOADED)
 
 
-def _library() -> dict[str, str]:
+def _library() -> dict[str, Any]:
     return {'library_name': 'timm_lt', 'library_version': __version__}
 
 

@@ -56,6 +56,7 @@ class LongTailLoss(nn.Module):
     couples_samples = False  # True: the value of a sample depends on the batch that it is in
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
     ignore_index = IGNORE_INDEX
+    class_weight: Tensor | None
 
     @classmethod
     def wrap_model(cls, model: nn.Module) -> nn.Module:

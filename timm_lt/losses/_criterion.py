@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +14,7 @@ _TIMM_SOFTMAX = ('LabelSmoothingCrossEntropy', 'SoftTargetCrossEntropy')  # eval
 _held = False  # see hold_statistics
 
 
-def sample_losses(criterion: nn.Module, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
+def sample_losses(criterion: Any, output: Any, target: Tensor) -> tuple[Tensor, Tensor]:
     """Per-sample values of any criterion and the normaliser of its mean.
 
     Args:

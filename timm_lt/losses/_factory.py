@@ -84,9 +84,9 @@ def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, 
     signature = inspect.signature(original)
     generic = {k: v for k, v in kwargs.items() if k in signature.parameters}
     own = {k: v for k, v in kwargs.items() if k not in signature.parameters}
-    options = signature.bind(loss_type, multi_label, *args, **generic)
-    options.apply_defaults()
-    options = dict(options.arguments)
+    bound = signature.bind(loss_type, multi_label, *args, **generic)
+    bound.apply_defaults()
+    options = dict(bound.arguments)
     for name in ('loss_type', 'multi_label'):
         options.pop(name)
 
@@ -109,7 +109,7 @@ def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, 
     if foreign:
         raise ValueError(f'Options of other losses, which do not apply to {loss_type!r}: {foreign}; leave them out')
 
-    loss = create_loss(loss_type, class_counts, **own)
+    loss: Any = create_loss(loss_type, class_counts, **own)
     if smoothing and not soft_targets:
         loss.set_smoothing(smoothing)
     return loss

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 
@@ -48,7 +49,16 @@ class LogitAdjustmentLoss(LongTailLoss):
         reduction, class_weight: See :class:`LongTailLoss`.
     """
 
-    def __init__(self, class_counts, *, tau: float = 1.0, reduction: str = 'mean', class_weight=None) -> None:
+    log_prior: Tensor
+
+    def __init__(
+            self,
+            class_counts: ClassCounts,
+            *,
+            tau: float = 1.0,
+            reduction: str = 'mean',
+            class_weight: ClassWeight | None = None,
+    ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
         super().__init__(reduction, class_weight, len(counts))
         self.tau = check_range('tau', tau, 0)
@@ -72,5 +82,11 @@ class BalancedSoftmaxLoss(LogitAdjustmentLoss):
         reduction, class_weight: See :class:`LongTailLoss`.
     """
 
-    def __init__(self, class_counts, *, reduction: str = 'mean', class_weight=None) -> None:
+    def __init__(
+            self,
+            class_counts: ClassCounts,
+            *,
+            reduction: str = 'mean',
+            class_weight: ClassWeight | None = None,
+    ) -> None:
         super().__init__(class_counts, tau=1.0, reduction=reduction, class_weight=class_weight)

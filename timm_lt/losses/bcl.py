@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts
 from .._validate import check_class_counts, check_range
 from ..models.bcl import BCLModel
 from ._base import LongTailLoss
@@ -94,9 +95,11 @@ class BCLLoss(LongTailLoss):
     views = 3
     couples_samples = True
 
+    log_prior: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             classification_weight: float = 2.0,
             contrastive_weight: float = 0.6,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
 from ._targets import with_valid_labels
@@ -86,16 +87,18 @@ class ClassBalancedLoss(LongTailLoss):
         reduction, class_weight: See :class:`LongTailLoss`; ``class_weight`` multiplies the loss's own weights.
     """
 
+    balance_weight: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             beta: float = 0.9999,
             form: str = 'softmax',
             gamma: float = 2.0,
             variant: str = 'paper',
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__)
         super().__init__(reduction, class_weight, len(counts))

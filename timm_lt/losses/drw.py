@@ -8,16 +8,19 @@ Differs from the paper / official code: Algorithm 1 writes inverse frequencies; 
 number with beta = 0.9999, and so does this module.
 """
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .._types import ClassCounts
 from .._validate import check_class_counts, check_range
 
 __all__ = ['DeferredReweighting', 'drw_class_weights', 'effective_number_weights']
 
 
-def effective_number_weights(class_counts, beta: float) -> Tensor:
+def effective_number_weights(class_counts: ClassCounts, beta: float) -> Tensor:
     """Class weights ``(1 - beta) / (1 - beta**n_c)``, scaled to mean 1, (C,), float64.
 
     Args:
@@ -32,7 +35,7 @@ def effective_number_weights(class_counts, beta: float) -> Tensor:
     return weights / weights.mean()
 
 
-def drw_class_weights(class_counts, beta: float = 0.9999) -> Tensor:
+def drw_class_weights(class_counts: ClassCounts, beta: float = 0.9999) -> Tensor:
     """Class weights of the deferred phase: those of :func:`effective_number_weights`, with the paper's beta."""
     return effective_number_weights(class_counts, beta)
 
@@ -59,7 +62,7 @@ class DeferredReweighting:
         ...     drw.set_epoch(epoch)
     """
 
-    def __init__(self, criterion: nn.Module, class_counts, start_epoch: int, beta: float = 0.9999) -> None:
+    def __init__(self, criterion: nn.Module, class_counts: ClassCounts, start_epoch: int, beta: float = 0.9999) -> None:
         check_range('start_epoch', start_epoch, 0)
         self.takes_setter = getattr(criterion, 'takes_class_weight', False)
         if not self.takes_setter and not isinstance(criterion, nn.CrossEntropyLoss):
@@ -70,7 +73,7 @@ class DeferredReweighting:
             raise ValueError(
                 f'{type(criterion).__name__} has class weights already; deferred re-weighting sets them itself, '
                 f'so build it without')
-        self.criterion = criterion
+        self.criterion: Any = criterion
         self.start_epoch = start_epoch
         self.weights = drw_class_weights(class_counts, beta)
         if getattr(criterion, 'num_classes', None) not in (None, len(self.weights)):
@@ -89,7 +92,7 @@ class DeferredReweighting:
         else:
             self.criterion.weight = weights
 
-    def _weight_follows_logits(self, criterion: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _weight_follows_logits(self, criterion: Any, args: tuple, kwargs: dict) -> None:
         # torch's criterion has no other tensor that would tell its device, and a cast would round the weights
         if criterion.weight is None:
             return

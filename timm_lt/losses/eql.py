@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 from ._targets import with_valid_labels
@@ -62,14 +63,16 @@ class EqualizationLoss(LongTailLoss):
         reduction, class_weight: See :class:`LongTailLoss`.
     """
 
+    rare: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             threshold: float = 5e-3,
             gamma: float = 0.9,
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
         super().__init__(reduction, class_weight, len(counts))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassWeight
 from .._validate import check_option, check_range
 from ._base import LongTailLoss
 from ._targets import num_counted, with_valid_labels
@@ -63,7 +64,7 @@ class FocalLoss(LongTailLoss):
             gamma: float = 2.0,
             variant: str = 'paper',
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         super().__init__(reduction, class_weight)
         self.gamma = check_range('gamma', gamma, 0)

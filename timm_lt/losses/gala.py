@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
 from ._targets import num_counted, with_valid_labels
@@ -118,16 +119,20 @@ class GALALoss(LongTailLoss):
         torch.Size([])
     """
 
+    gradient_sum: Tensor
+    repeated_sum: Tensor  # None in 'paper', which reads gradient_sum alone
+    pending: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             lambda1: float = 1.2,
             lambda2: float = 0.9,
             epsilon: float = 1e-3,
             variant: str = 'paper',
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         num_classes = check_class_counts(class_counts, who=type(self).__name__).numel()
         super().__init__(reduction, class_weight, num_classes)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 from ._terms import margin_cross_entropy, margin_losses, reduce
@@ -88,9 +89,11 @@ class GCLLoss(LongTailLoss):
 
     cosine_classifier = True
 
+    cloud: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             scale: float = 30.0,
             noise_factor: float = 0.5,
@@ -98,7 +101,7 @@ class GCLLoss(LongTailLoss):
             margin: float = 0.0,
             focal_gamma: float = 0.0,
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         logs = check_class_counts(class_counts, who=type(self).__name__).double().log()
         super().__init__(reduction, class_weight, len(logs))

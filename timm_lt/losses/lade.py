@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
 from ._terms import reduce
@@ -103,15 +104,17 @@ class LADELoss(LongTailLoss):
     soft_targets = False
     couples_samples = True
 
+    log_prior: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             regularizer_weight: float = 0.1,
             remine_lambda: float = 0.1,
             variant: str = 'paper',
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
         super().__init__(reduction, class_weight, len(counts))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
 from ._targets import with_valid_labels
@@ -27,7 +28,7 @@ SHAPES = ('concave', 'linear', 'convex', 'exp')
 
 
 def label_aware_smoothing(
-        class_counts,
+        class_counts: ClassCounts,
         smooth_head: float = 0.3,
         smooth_tail: float = 0.0,
         shape: str = 'concave',
@@ -83,16 +84,18 @@ class LabelAwareSmoothingLoss(LongTailLoss):
         reduction, class_weight: See :class:`LongTailLoss`.
     """
 
+    smooth: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             smooth_head: float = 0.3,
             smooth_tail: float = 0.0,
             shape: str = 'concave',
             power: float = 2.0,
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         class_counts = check_class_counts(class_counts, who=type(self).__name__)
         super().__init__(reduction, class_weight, len(class_counts))

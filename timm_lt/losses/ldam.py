@@ -12,6 +12,7 @@ re-weighting (Algorithm 1) is :class:`timm_lt.losses.DeferredReweighting`.
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 from ._terms import margin_cross_entropy, reduce
@@ -19,7 +20,7 @@ from ._terms import margin_cross_entropy, reduce
 __all__ = ['ldam_loss', 'ldam_margins']
 
 
-def ldam_margins(class_counts, max_margin: float = 0.5) -> Tensor:
+def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> Tensor:
     """Margin of each class, (C,), float64: ``max_margin * (n_min / n_c)**(1/4)``.
 
     Args:
@@ -73,14 +74,16 @@ class LDAMLoss(LongTailLoss):
 
     cosine_classifier = True
 
+    margins: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             max_margin: float = 0.5,
             scale: float = 30.0,
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         class_counts = check_class_counts(class_counts, who=type(self).__name__)
         super().__init__(reduction, class_weight, len(class_counts))

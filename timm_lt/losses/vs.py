@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_loss
+from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ._base import LongTailLoss
 
 __all__ = ['vs_loss', 'vs_parameters']
 
 
-def vs_parameters(class_counts, gamma: float = 0.3, tau: float = 1.0) -> tuple[Tensor, Tensor]:
+def vs_parameters(class_counts: ClassCounts, gamma: float = 0.3, tau: float = 1.0) -> tuple[Tensor, Tensor]:
     """Divisor ``Delta_c = (n_max / n_c)**gamma`` and shift ``iota_c = tau * log pi_c`` of each class, (C,), float64."""
     counts = check_class_counts(class_counts, who='vs_parameters').double()
     return (counts.max() / counts) ** gamma, tau * (counts / counts.sum()).log()
@@ -52,14 +53,17 @@ class VSLoss(LongTailLoss):
         reduction, class_weight: See :class:`LongTailLoss`.
     """
 
+    delta: Tensor
+    iota: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             gamma: float = 0.3,
             tau: float = 1.0,
             reduction: str = 'mean',
-            class_weight=None,
+            class_weight: ClassWeight | None = None,
     ) -> None:
         class_counts = check_class_counts(class_counts, who=type(self).__name__)
         super().__init__(reduction, class_weight, len(class_counts))

@@ -9,7 +9,7 @@ Differs from the paper / official code: both MLPs are without BatchNorm, so that
 alone; the classifier is the timm model's own (put a cosine classifier into the model first where one is wanted).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class BCLModel(nn.Module):
             raise ValueError(
                 f'{type(model).__name__} needs exactly one linear classifier for BCL, whose weights give the class '
                 f'prototypes; create a timm model with num_classes > 0 and a single linear head')
-        self.model = model
+        self.model: Any = model
         dim = weight.shape[1]
         self.projection = _mlp(dim, hidden_dim or dim, projection_dim)
         self.prototype_projection = _mlp(dim, hidden_dim or dim, projection_dim)

@@ -10,6 +10,7 @@ Differs from the papers / official code: no.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -46,8 +47,8 @@ class CosineClassifier(nn.Module):
             out_features: int,
             scale: float = 16.0,
             learnable: bool = False,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_range('scale', scale, 0, low_open=True)
@@ -103,8 +104,8 @@ def create_head(
         in_features: int,
         num_classes: int,
         cosine_scale: float | None = None,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """Classifier layer of a network: linear, cosine where ``cosine_scale`` is given, or none for ``num_classes`` 0."""
     if num_classes <= 0:
@@ -137,7 +138,7 @@ def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool
     Raises:
         ValueError: If the model has no classifier, several, or one that is not linear.
     """
-    old = find_classifier(model)
+    old: Any = find_classifier(model)
     conv = isinstance(old, _ConvCosineClassifier) or (
         isinstance(old, nn.Conv2d) and old.weight.shape == (old.out_channels, old.in_channels, 1, 1))
     if not isinstance(old, (nn.Linear, CosineClassifier)) and not conv:

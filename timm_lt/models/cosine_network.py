@@ -51,8 +51,9 @@ def cosine_network(
         timm.create_model, network, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, **kwargs)
     if kwargs.get('features_only'):  # these have no classifier
         return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg if saved else None)
-    model = create(pretrained=pretrained and not saved)
-    model.__class__ = _with_cosine_reset(type(model))
+    model: Any = create(pretrained=pretrained and not saved)
+    plain_class: type = type(model)
+    model.__class__ = _with_cosine_reset(plain_class)
     model.cosine_options = {'scale': cosine_scale, 'learnable': learnable_scale}
     if model.num_classes > 0:
         use_cosine_classifier(model, **model.cosine_options)
@@ -67,9 +68,12 @@ def cosine_network(
 class _CosineReset:
     """Base class, before that of timm, of a network whose fresh classifiers are cosine classifiers."""
 
-    def reset_classifier(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+    cosine_options: dict[str, Any]
+
+    def reset_classifier(self: Any, num_classes: int, *args: Any, **kwargs: Any) -> None:
         """A fresh cosine classifier; none for ``num_classes`` 0. Further arguments are those of timm's network."""
-        super().reset_classifier(num_classes, *args, **kwargs)
+        network: Any = super()
+        network.reset_classifier(num_classes, *args, **kwargs)
         if num_classes > 0:
             use_cosine_classifier(self, **self.cosine_options)
 
@@ -85,7 +89,7 @@ def _with_cosine_reset(network_class: type) -> type:
 
 
 def _empty_network(network_class: type) -> nn.Module:
-    cls = _with_cosine_reset(network_class)
+    cls: Any = _with_cosine_reset(network_class)
     return cls.__new__(cls)
 
 
@@ -94,6 +98,7 @@ def cosine_network_args(model: nn.Module) -> dict[str, Any]:
     head = find_classifier(model)
     if not isinstance(head, CosineClassifier) or isinstance(model, _CosineReset):  # that one has its arguments
         return {}
+    config: Any = model.pretrained_cfg
     return {
-        'network': model.pretrained_cfg['architecture'], 'cosine_scale': head.initial_scale,
+        'network': config['architecture'], 'cosine_scale': head.initial_scale,
         'learnable_scale': head.log_scale is not None}

@@ -62,9 +62,9 @@ def resolve_norm_layer(norm_layer: NormLayer) -> Callable[..., nn.Module]:
 
 def _take_indices(indices: int | list[int] | None, count: int = 4) -> list[int]:
     """Positions among ``count`` features: the last n for an int, all for None, negative ones from the end."""
-    if isinstance(indices, int):
-        indices = range(count - indices, count)
-    taken = [i + count if i < 0 else i for i in (range(count) if indices is None else indices)]
+    last = count if indices is None else indices
+    positions = range(count - last, count) if isinstance(last, int) else last
+    taken = [i + count if i < 0 else i for i in positions]
     if not taken or min(taken) < 0 or max(taken) >= count:
         raise ValueError(f'feature indices must be in [{-count}, {count - 1}], got {indices}')
     return taken
@@ -120,11 +120,11 @@ class CifarResNet(nn.Module):
             norm_layer: NormLayer = 'batchnorm2d',
             drop_rate: float = 0.,
             cosine_scale: float | None = None,
-            device=None,
-            dtype=None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         norm_layer = resolve_norm_layer(norm_layer)
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -136,15 +136,17 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, chs, 3, padding=1, bias=False, **dd)
         self.bn1 = norm_layer(chs, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [dict(num_chs=chs, reduction=1, module='act1')]
+        self.feature_info: list[dict[str, Any]] = [dict(num_chs=chs, reduction=1, module='act1')]
+        stages = []
         for i, out_chs in enumerate(channels):
             blocks = []
             for b in range(depth):
                 blocks.append(OptionABlock(chs, out_chs, 2 if i and b == 0 else 1, norm_layer, **dd))
                 chs = out_chs
-            self.add_module(f'layer{i + 1}', nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
             self.feature_info.append(dict(num_chs=chs, reduction=2 ** i, module=f'layer{i + 1}'))
 
+        self.layer1, self.layer2, self.layer3 = stages
         self.num_features = chs
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
@@ -257,13 +259,16 @@ class CifarResNet34(ResNet):
             cosine_scale: float | None = None,
             **kwargs: Any,
     ) -> None:
-        super().__init__(BasicBlock, (3, 4, 6, 3), norm_layer=resolve_norm_layer(norm_layer), **kwargs)
-        stem = self.conv1
-        self.conv1 = nn.Conv2d(
+        block: Any = BasicBlock  # timm annotates this class as an instance
+        super().__init__(block, (3, 4, 6, 3), norm_layer=resolve_norm_layer(norm_layer), **kwargs)
+        stem: Any = self.conv1
+        conv = nn.Conv2d(
             stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device=stem.weight.device,
             dtype=stem.weight.dtype)
-        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
-        self.maxpool = nn.Identity()
+        nn.init.kaiming_normal_(conv.weight, mode='fan_out', nonlinearity='relu')
+        # timm annotates both by their form in deeper stems
+        self.conv1 = conv  # type: ignore[assignment]
+        self.maxpool = nn.Identity()  # type: ignore[assignment]
         for i, info in enumerate(self.feature_info):
             info['reduction'] = 2 ** max(0, i - 1)
         self.cosine_scale = cosine_scale
@@ -300,7 +305,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-def _create(variant: str, pretrained: bool, model_cls: Callable[..., nn.Module], num_taps: int, **kwargs: Any):
+def _create(variant: str, pretrained: bool, model_cls: Callable[..., nn.Module], num_taps: int, **kwargs: Any) -> Any:
     return build_model_with_cfg(
         model_cls, variant, pretrained, feature_cfg=dict(out_indices=tuple(range(num_taps))), **kwargs)
 

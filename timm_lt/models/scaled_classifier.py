@@ -11,6 +11,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .cosine_classifier import CosineClassifier
+
 __all__ = ['ScaledClassifier']
 
 
@@ -21,7 +23,7 @@ class ScaledClassifier(nn.Module):
         classifier: Layer whose logits are scaled.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: nn.Linear | CosineClassifier) -> None:
         super().__init__()
         self.classifier = classifier
         self.class_scale = nn.Parameter(torch.ones_like(classifier.weight[:, 0]))

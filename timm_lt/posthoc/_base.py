@@ -1,5 +1,6 @@
 """Base class of the corrections, and checks of the logits that they get."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class PostHocMethod:
+class PostHocMethod(ABC):
     """One way to turn logits into log-scores. Its values lie in a :class:`timm_lt.posthoc.PostHoc`."""
 
     options: tuple[str, ...] = ('tau', 'metric')  # what a user may set in a run
@@ -28,9 +29,9 @@ class PostHocMethod:
         """
         return {}
 
+    @abstractmethod
     def apply(self, correction: Any, logits: Tensor) -> Tensor:
         """Log-scores, the shape of ``logits``, (B, C) or (C,)."""
-        raise NotImplementedError
 
 
 def at_least_float32(name: str, values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class PostHoc:
         check_option('method', self.method, tuple(POSTHOC.names()))
         check_range('tau', self.tau, 0, low_open=self.method == 'temperature')
         if self.transductive and not self._method.transductive:
-            able = [info.name for info in POSTHOC.infos() if info.factory.transductive]
+            able = [name for name in POSTHOC.names() if POSTHOC.trait(name, 'transductive', False)]
             raise ValueError(f'only method {" or ".join(map(repr, able))} can be transductive, got {self.method!r}')
         needed = self._method.needed(self)
         if needed and getattr(self, needed) is None:

@@ -55,23 +55,19 @@ def choose_tau(
         TypeError: If tau-normalisation has no meaning for the classifier.
         ValueError: If an option is unknown or missing, shapes disagree, or logits are not finite.
     """
-    methods = {info.name: info.factory for info in POSTHOC.infos() if info.factory.chooses_tau}
-    check_option('method', method, tuple(methods))
+    check_option('method', method, [name for name in POSTHOC.names() if POSTHOC.trait(name, 'chooses_tau', True)])
     check_option('metric', metric, METRICS)
     val_logits, val_targets = check_labelled(val_logits, val_targets)
     taus = sorted({float(check_range('tau', tau, 0)) for tau in taus})
     if not taus:
         raise ValueError('taus must name at least one value')
-    values = methods[method]().values(
+    values = POSTHOC.info(method).factory().values(
         val_logits, class_counts=class_counts, classifier=classifier, reference=reference, transductive=transductive,
         floor=floor)
-    best: PostHoc | None = None
-    for tau in taus:
-        correction = PostHoc(method, tau, **values)
-        score = _score(correction(val_logits), val_targets, metric)
-        if best is None or score > best.score:
-            best = dataclasses.replace(correction, metric=metric, score=score)
-    return best
+    corrections = [PostHoc(method, tau, **values) for tau in taus]
+    scores = [_score(correction(val_logits), val_targets, metric) for correction in corrections]
+    best = scores.index(max(scores))  # the first of equally good ones
+    return dataclasses.replace(corrections[best], metric=metric, score=scores[best])
 
 
 def _score(scores: Tensor, targets: Tensor, metric: str) -> float:

@@ -131,7 +131,7 @@ def _layer_of(classifier: nn.Module) -> nn.Module:
     return layer
 
 
-def _linear_classifier(classifier: nn.Module) -> nn.Module:
+def _linear_classifier(classifier: nn.Module) -> nn.Linear | nn.Conv2d:
     layer = _layer_of(classifier)
     if isinstance(layer, CosineClassifier):
         raise TypeError(

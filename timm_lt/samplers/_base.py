@@ -80,8 +80,9 @@ class LongTailSampler(Sampler[int]):
                 f'give both of num_replicas and rank or neither, got num_replicas={num_replicas}, rank={rank}')
         self.num_replicas = None if num_replicas is None else check_whole('num_replicas', num_replicas, 1)
         self.rank = None if rank is None else check_whole('rank', rank, 0)
-        if rank is not None and self.rank >= self.num_replicas:
-            raise ValueError(f'rank must be in [0, {num_replicas - 1}] for num_replicas={num_replicas}, got {rank}')
+        if self.num_replicas is not None and self.rank is not None and self.rank >= self.num_replicas:
+            raise ValueError(
+                f'rank must be in [0, {self.num_replicas - 1}] for num_replicas={self.num_replicas}, got {rank}')
         self.num_samples = self.draws_per_epoch() if num_samples is None else check_whole('num_samples', num_samples, 1)
         self.drop_last = check_option('drop_last', drop_last, (False, True))
         if not len(self):
@@ -95,7 +96,7 @@ class LongTailSampler(Sampler[int]):
         self._start = 0  # where the next iteration begins, in draws of this process
         self._drawn = 0  # draws of the present epoch handed out by this process
         self._loaded = False  # a state was loaded, and its epoch has not been started
-        self._checksum = zlib.crc32(targets.contiguous().numpy())
+        self._checksum = zlib.crc32(targets.contiguous().numpy().data)
 
     # The law
 
@@ -158,7 +159,7 @@ class LongTailSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = self.order()
-        if self.num_replicas is not None:
+        if self.num_replicas is not None and self.rank is not None:
             mine = torch.arange(self.rank, len(self) * self.num_replicas, self.num_replicas, device=CPU)
             order = order[mine % self.num_samples]
         start, self._start, self._loaded = self._start, 0, False

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from .._capture import captured_inputs
 from .._classifier import find_classifier, kind_of_classifier, replace_classifier
+from .._types import ClassCounts
 from .._validate import check_class_counts
 from ..losses._criterion import mean_normalizer, sample_losses
 from ..models.cosine_classifier import CosineClassifier
 from ..models.scaled_classifier import ScaledClassifier
 
 __all__ = ['Stage2Method', 'classifier_inputs']
+
+Classifier = nn.Linear | CosineClassifier
 
 
 class Stage2Method(nn.Module):
@@ -35,8 +38,9 @@ class Stage2Method(nn.Module):
     trained = True  # False: fitted in closed form, without epochs
     caches_features = True  # the backbone gives an image the same features all the time
     head: nn.Module
+    class_counts: Tensor
 
-    def __init__(self, class_counts: Any) -> None:
+    def __init__(self, class_counts: ClassCounts) -> None:
         super().__init__()
         counts = check_class_counts(class_counts, who=type(self).__name__)
         self.register_buffer('class_counts', counts, persistent=False)
@@ -59,7 +63,7 @@ class Stage2Method(nn.Module):
         replace_classifier(model, classifier, head)
         self.set_mode(model)
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         """The head, from the frozen classifier of the first stage: that layer itself, or a module around it."""
         return classifier
 
@@ -128,7 +132,7 @@ def fold_scales(model: nn.Module, head: ScaledClassifier) -> bool:
     return folded is not None
 
 
-def frozen_classifier(model: nn.Module) -> nn.Linear | CosineClassifier:
+def frozen_classifier(model: nn.Module) -> Classifier:
     """The classifier of a timm model.
 
     Raises:
@@ -147,9 +151,13 @@ def classifier_inputs(model: nn.Module, images: Tensor) -> Tensor:
     """Features of images, (B, D): what the classifier of a timm model is called with.
 
     Raises:
-        ValueError: If the forward pass does not call the classifier exactly once.
+        ValueError: If the model has not one classifier, or the forward pass does not call it exactly once.
     """
-    with captured_inputs(find_classifier(model)) as inputs:
+    classifier = find_classifier(model)
+    if classifier is None:
+        kind = kind_of_classifier(model)
+        raise ValueError(f'{type(model).__name__}: a second stage needs one classifier, got {kind}')
+    with captured_inputs(classifier) as inputs:
         model(images)
     if len(inputs) != 1:
         raise ValueError(f'{type(model).__name__} calls its classifier {len(inputs)} times, a second stage needs once')

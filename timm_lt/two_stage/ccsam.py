@@ -16,10 +16,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._registry import register_stage2
+from .._types import ClassCounts
 from .._validate import check_option, check_range
 from ..losses._criterion import sample_losses, statistics
 from ._adversarial import VARIANTS, adversarial_features, class_strength, feature_gradients
-from ._base import Stage2Method
+from ._base import Classifier, Stage2Method
 
 
 @register_stage2('ccsam', paper='Zhou et al., CVPR 2023', needs=('class_counts',))
@@ -36,9 +37,11 @@ class CCSAMStage2(Stage2Method):
         reset: Start from a new classifier instead of that of the first stage.
     """
 
+    strength: Tensor
+
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             variant: str = 'paper',
             noise: float = 1.0,
@@ -54,7 +57,7 @@ class CCSAMStage2(Stage2Method):
         check_range('div', div, 0, low_open=True)
         self.register_buffer('strength', class_strength(self.class_counts, div), persistent=False)
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         self.strength = self.strength.to(classifier.weight.device)
         if self.reset:
             classifier.reset_parameters()

@@ -10,7 +10,7 @@ Differs from the paper / official code: no.
 import torch.nn as nn
 
 from .._registry import register_stage2
-from ._base import Stage2Method
+from ._base import Classifier, Stage2Method
 
 
 @register_stage2('crt', paper='Kang et al., ICLR 2020', needs=('class_counts',))
@@ -21,6 +21,6 @@ class ClassifierRetraining(Stage2Method):
         class_counts: Training images per class, (C,), each >= 1.
     """
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         classifier.reset_parameters()
         return classifier

@@ -16,9 +16,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._registry import register_stage2
+from .._types import ClassCounts
 from .._validate import check_range
 from ..losses._criterion import sample_losses
-from ._base import Stage2Method
+from ._base import Classifier, Stage2Method
 
 
 class DisAlignHead(nn.Module):
@@ -28,7 +29,7 @@ class DisAlignHead(nn.Module):
         classifier: The classifier of the first stage.
     """
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.classifier = classifier
         self.magnitude = nn.Parameter(torch.ones_like(classifier.weight[:, 0]))
@@ -57,14 +58,16 @@ class DisAlign(Stage2Method):
 
     sampler = 'instance_balanced'
     epochs = 10
+    head: DisAlignHead
+    reference_weight: Tensor
 
-    def __init__(self, class_counts, *, rho: float = 1.5) -> None:
+    def __init__(self, class_counts: ClassCounts, *, rho: float = 1.5) -> None:
         super().__init__(class_counts)
         self.rho = check_range('rho', rho, 0)
         weight = self.class_counts.double().reciprocal() ** rho
         self.register_buffer('reference_weight', weight / weight.mean(), persistent=False)
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         self.reference_weight = self.reference_weight.to(classifier.weight.device)
         return DisAlignHead(classifier)
 

@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from .._registry import register_stage2
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Stage2Method, fold_scales
+from ._base import Classifier, Stage2Method, fold_scales
 
 
 @register_stage2('lws', paper='Kang et al., ICLR 2020', needs=('class_counts',))
@@ -22,7 +22,9 @@ class LearnableWeightScaling(Stage2Method):
         class_counts: Training images per class, (C,), each >= 1.
     """
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    head: ScaledClassifier
+
+    def make_head(self, classifier: Classifier) -> nn.Module:
         return ScaledClassifier(classifier)
 
     def trained_parameters(self) -> list[nn.Parameter]:

@@ -14,9 +14,10 @@ from typing import Any
 import torch.nn as nn
 
 from .._registry import register_stage2
+from .._types import ClassCounts
 from .._validate import check_range
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Stage2Method, batchnorm_layers, fold_scales
+from ._base import Classifier, Stage2Method, batchnorm_layers, fold_scales
 
 
 @register_stage2('mislas', paper='Zhong et al., CVPR 2021', needs=('class_counts',))
@@ -32,14 +33,15 @@ class MiSLAS(Stage2Method):
 
     loss = 'las'
     epochs = 10
+    head: ScaledClassifier
 
-    def __init__(self, class_counts, *, classifier_lr: float = 0.05, shift_batchnorm: bool = True) -> None:
+    def __init__(self, class_counts: ClassCounts, *, classifier_lr: float = 0.05, shift_batchnorm: bool = True) -> None:
         super().__init__(class_counts)
         self.classifier_lr = check_range('classifier_lr', classifier_lr, 0)
         self.shift_batchnorm = bool(shift_batchnorm)
         self.caches_features = not self.shift_batchnorm
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         return ScaledClassifier(classifier)
 
     def trained_parameters(self) -> list[nn.Parameter]:

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._registry import register_stage2
+from .._types import ClassCounts
 from .._validate import check_option
-from ._base import Stage2Method
+from ._base import Classifier, Stage2Method
 
 METRICS = ('cosine', 'euclidean')
 
@@ -40,12 +41,13 @@ class NearestClassMean(Stage2Method):
     """
 
     trained = False
+    head: Classifier
 
-    def __init__(self, class_counts, *, metric: str = 'cosine') -> None:
+    def __init__(self, class_counts: ClassCounts, *, metric: str = 'cosine') -> None:
         super().__init__(class_counts)
         self.metric = check_option('metric', metric, METRICS)
 
-    def make_head(self, classifier: nn.Module) -> nn.Module:
+    def make_head(self, classifier: Classifier) -> nn.Module:
         if self.metric == 'euclidean' and classifier.bias is None:
             raise ValueError("ncm with metric='euclidean' needs a classifier with a bias; use metric='cosine'")
         return classifier
@@ -58,7 +60,8 @@ class NearestClassMean(Stage2Method):
             val_features: Tensor | None = None,
             val_labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        weight, bias = self.head.weight, self.head.bias
+        weight = self.head.weight
+        bias: Any = self.head.bias
         means = class_means(features.double(), labels, len(weight))
         weight.copy_(F.normalize(means, dim=1) if self.metric == 'cosine' else means)
         if bias is not None:

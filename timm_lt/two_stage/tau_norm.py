@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._registry import register_stage2
+from .._types import ClassCounts
 from .._validate import check_option, check_range
 from ..posthoc import METRICS, TAUS, choose_tau, tau_normalize
 from ._base import Stage2Method
@@ -32,10 +33,11 @@ class TauNormalization(Stage2Method):
     """
 
     trained = False
+    head: nn.Linear
 
     def __init__(
             self,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             tau: float | None = None,
             taus: Sequence[float] = TAUS,
@@ -60,9 +62,10 @@ class TauNormalization(Stage2Method):
             val_features: Tensor | None = None,
             val_labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        tau, chosen = self.tau, {'tau_chosen_by': 'nothing: given'}
+        tau = self.tau
+        chosen: dict[str, Any] = {'tau_chosen_by': 'nothing: given'}
         if tau is None:
-            if val_features is None or len(val_features) == 0:
+            if val_features is None or val_labels is None or len(val_features) == 0:
                 raise ValueError(
                     'tau_norm chooses tau on validation images and got none; cut a validation part from the training '
                     'images (--val-fraction 0.1), or give tau (--stage2-kwargs tau=0.7)')

@@ -76,7 +76,8 @@ class BatchAugment:
     ) -> None:
         if len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f'mean and std need one entry per channel, std > 0, got {tuple(mean)} and {tuple(std)}')
-        self.views = [[PaddedCrop(padding, hflip, vflip), *steps], *(list(view) for view in more_views)]
+        self.views: list[list[Step]] = [
+            [PaddedCrop(padding, hflip, vflip), *steps], *(list(view) for view in more_views)]
         self.cutout = int(check_range('cutout', cutout, 0))
         self.cutout_fill = check_option('cutout_fill', cutout_fill, CUTOUT_FILLS)
         self.reprob = check_range('reprob', reprob, 0, 1)
@@ -153,7 +154,7 @@ class BatchAugment:
             noise = draws.normal(channels, *((1, 1) if self.remode == 'rand' else (height, width)))
             images.copy_(torch.where(box, noise.to(images.device), images))
 
-    def _draw_boxes(self, draws: Draws, height: int, width: int) -> tuple[Tensor, ...]:
+    def _draw_boxes(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Top, left, height and width of a box per image; height 0 where nothing is erased."""
         shares = draws.uniform(ERASE_ATTEMPTS, 4)
         erased = draws.uniform() < self.reprob

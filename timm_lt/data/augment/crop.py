@@ -90,8 +90,8 @@ class ResizedCrop(_Flips):
         boxes = self.draw_boxes(draws, height, width).to(images.device)
         mirror_y, mirror_x = self.mirrored(draws, images)
         result = []
-        for part in chunks(torch.arange(len(images)), max(height * width, self.size[0] * self.size[1])):
-            part = slice(int(part[0]), int(part[-1]) + 1)
+        for members in chunks(torch.arange(len(images)), max(height * width, self.size[0] * self.size[1])):
+            part = slice(int(members[0]), int(members[-1]) + 1)
             top, left, h, w = boxes[:, part]
             rows = resize_weights(top, h, self.size[0], height, self.interpolation)
             columns = resize_weights(left, w, self.size[1], width, self.interpolation)

@@ -86,7 +86,9 @@ def run_program(images: Tensor, program: Program, style: Style = NEAREST_BLACK) 
         arguments = arguments[order]
         counts = torch.bincount(_KERNEL[codes], minlength=len(_FUNCTIONS)).tolist()
         for function, members in zip(_FUNCTIONS, torch.arange(len(codes)).split(counts)):
-            for part in chunks(members, images.shape[1:].numel()) if function else ():
+            if function is None:
+                continue
+            for part in chunks(members, images.shape[1:].numel()):
                 places = order[part].to(images.device)
                 group = _Group(images.index_select(0, places), codes[part], arguments[part])
                 images.index_copy_(0, places, function(group, style))

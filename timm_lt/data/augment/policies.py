@@ -6,6 +6,7 @@ Source: the tables are torchvision's own, read from its transforms.
 """
 
 import functools
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ _FACTORS = ('Brightness', 'Color', 'Contrast', 'Sharpness')
 _JITTER = ('Brightness', 'Contrast', 'Color', 'Hue')
 
 
-class RandomProgram:
+class RandomProgram(ABC):
     """A step of augmentation that draws one program per image and runs them.
 
     Args:
@@ -28,9 +29,9 @@ class RandomProgram:
     def __init__(self, style: Style = NEAREST_BLACK) -> None:
         self.style = style
 
+    @abstractmethod
     def draw(self, draws: Draws, height: int, width: int) -> Program:
         """Programs for images of this size."""
-        raise NotImplementedError
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         return run_program(images, self.draw(draws, *images.shape[-2:]), self.style)

@@ -6,6 +6,7 @@ Source: the magnitudes are those of timm's ``LEVEL_TO_ARG``, for whole batches.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,11 +24,11 @@ FULL = 10  # timm's highest magnitude
 Argument = Callable[[Tensor, Tensor, int, int, dict], Tensor]
 
 
-def _factor(level: Tensor, sign: Tensor, *_) -> Tensor:
+def _factor(level: Tensor, sign: Tensor, *_: Any) -> Tensor:
     return 1.8 * level + 0.1
 
 
-def _increasing_factor(level: Tensor, sign: Tensor, *_) -> Tensor:
+def _increasing_factor(level: Tensor, sign: Tensor, *_: Any) -> Tensor:
     return (1 + sign * 0.9 * level).clamp_(min=0.1)
 
 
@@ -35,7 +36,7 @@ def _whole(number: float) -> Argument:
     return lambda level, *_: (level * number).floor()
 
 
-def _shear(level: Tensor, sign: Tensor, *_) -> Tensor:
+def _shear(level: Tensor, sign: Tensor, *_: Any) -> Tensor:
     return sign * 0.3 * level
 
 
@@ -47,7 +48,7 @@ def _share(axis: int) -> Argument:
     return lambda level, sign, *rest: sign * level * rest[2].get('translate_pct', 0.45) * rest[axis]
 
 
-def _nothing(level: Tensor, *_) -> Tensor:
+def _nothing(level: Tensor, *_: Any) -> Tensor:
     return torch.zeros_like(level)
 
 

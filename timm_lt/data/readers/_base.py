@@ -1,6 +1,7 @@
 """Interface of a dataset reader."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ..parts import usual_part
 from ..unreadable import BAD_IMAGES
 
 
-class DatasetReader:
+class DatasetReader(ABC):
     """One dataset, known by its name, from which parts are read.
 
     A subclass names its options as keyword arguments of ``__init__``; others are refused with that list.
@@ -37,10 +38,11 @@ class DatasetReader:
         self.root = None if root is None else Path(root)
         self.skip = check_option('bad_images', bad_images, BAD_IMAGES) == 'skip'
 
+    @abstractmethod
     def splits(self) -> list[str]:
         """Names of the parts that the dataset has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, split: str, class_names: Sequence[str] | None = None) -> Any:
         """Read a part.
 
@@ -56,7 +58,6 @@ class DatasetReader:
         Raises:
             ValueError: If the part does not exist, is empty or does not fit ``class_names``.
         """
-        raise NotImplementedError
 
     def shares_images(self, one: tuple[str, Any], two: tuple[str, Any]) -> bool:
         """Whether two parts, each a name and a dataset, have an image in common; by default, whether they are one."""
