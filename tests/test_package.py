@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import timm_lt
 from timm_lt._registry import LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, STAGE2
 
 ROOT = Path(__file__).parents[1]

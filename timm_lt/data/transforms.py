@@ -67,8 +67,8 @@ class Augmentation:
     interpolation: str = 'bilinear'
     crop_mode: str = 'pad'
     padding: int = 4
-    scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] | None = None
+    scale: Sequence[float] | None = None
+    ratio: Sequence[float] | None = None
     hflip: float = 0.5
     vflip: float = 0.
     color_jitter: Any = None
@@ -149,17 +149,17 @@ class Augmentation:
         """timm's crop with flips, and its colour."""
         mean = tuple(self.mean)
         own_policy = self.auto_augment in TORCHVISION_POLICIES
-        color_jitter: Any = None if own_policy else self.color_jitter
+        # timm takes more than it annotates: lists, and no jitter
+        options: dict[str, Any] = {
+            'scale': self.scale, 'ratio': self.ratio, 'color_jitter': None if own_policy else self.color_jitter}
         crop, color, _ = create_transform(
             self.input_size,
             is_training=True,
             separate=True,
             train_crop_mode=self.crop_mode if self.crop_mode in ('rrc', 'rkrc', 'rkrr') else None,
-            scale=self.scale,
-            ratio=self.ratio,
             hflip=self.hflip,
             vflip=self.vflip,
-            color_jitter=color_jitter,
+            **options,
             color_jitter_prob=self.color_jitter_prob,
             grayscale_prob=self.grayscale_prob,
             gaussian_blur_prob=self.gaussian_blur_prob,
