@@ -62,6 +62,8 @@ def build_model(options: ModelOptions, num_classes: int, cosine: float | None = 
     Raises:
         ConfigError: If the model does not take the options.
     """
+    if options.model is None:
+        raise ConfigError('no network is chosen; name one by --model')
     if options.initial_checkpoint and not Path(options.initial_checkpoint).is_file():
         raise ConfigError(f'--initial-checkpoint {options.initial_checkpoint}: there is no such file')
     further = {'global_pool': options.gp, 'bn_eps': options.bn_eps}

@@ -151,7 +151,8 @@ def _check_before_data(options: Options) -> None:
 
 def _agree_on_data(options: Options, accelerator: Accelerator) -> DataParts:
     """The parts of the data. A problem of one process is an error of each, which the main process reports."""
-    data, problem = None, None
+    data: DataParts | None = None
+    problem = ''
     try:
         data = build_data(options.data)
     except MENDABLE as e:
@@ -159,8 +160,8 @@ def _agree_on_data(options: Options, accelerator: Accelerator) -> DataParts:
             raise
         problem = str(e)
     if accelerator.num_processes > 1:
-        problem = next((p for p in gather_object([problem]) if p), None)
-    if problem:
+        problem = next((p for p in gather_object([problem]) if p), '')
+    if data is None or problem:
         raise ConfigError(problem)
     return data
 
