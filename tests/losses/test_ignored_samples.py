@@ -6,7 +6,7 @@ import torch
 from loss_cases import COUNTS, HARD_ONLY, NAMES, SOFT, WEIGHTED, C, build, call, make_batch, output_of, random_soft
 
 import timm_lt
-from timm_lt.losses import statistics
+from timm_lt.losses import balanced_contrastive_loss, lade_loss, statistics
 
 NOISY = ('eql', 'gcl')  # draws have the shape of the batch
 
@@ -38,6 +38,20 @@ def test_the_value_is_that_of_the_other_samples(name, reduction):
         assert not value[~kept].any()
         value = value[kept]
     torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize('reduction', ['mean', 'sum'])
+def test_functions_that_couple_samples_leave_ignored_ones_out(reduction):
+    logits, target, kept = batch_with_ignored()
+    log_prior = torch.tensor(COUNTS).double().div(sum(COUNTS)).log()
+    torch.testing.assert_close(
+        lade_loss(logits, target, log_prior, reduction=reduction),
+        lade_loss(logits[kept], target[kept], log_prior, reduction=reduction))
+    features = torch.nn.functional.normalize(torch.randn(len(target), 2, 8), dim=-1)
+    centers = torch.nn.functional.normalize(torch.randn(C, 8), dim=-1)
+    torch.testing.assert_close(
+        balanced_contrastive_loss(features, centers, target, reduction=reduction),
+        balanced_contrastive_loss(features[kept], centers, target[kept], reduction=reduction))
 
 
 @pytest.mark.parametrize('name', WEIGHTED)

@@ -43,14 +43,22 @@ def balanced_contrastive_loss(
     Args:
         features: L2-normalised features of two views, (B, 2, D).
         centers: L2-normalised class prototypes, (C, D).
-        target: Class indices, (B,).
+        target: Class indices, (B,); samples with -100 are left out.
         temperature: Divisor of the similarities, > 0.
         reduction: 'none' -> (B,), the mean of a sample's two anchors; 'mean' or 'sum' -> ().
 
     Returns:
         Loss in nats.
     """
+    contrast = functools.partial(_contrastive_values, centers, temperature)
+    values = of_counted_samples(contrast, target, features.flatten(1))
+    return reduce(values, reduction, target)
+
+
+def _contrastive_values(centers: Tensor, temperature: float, features: Tensor, target: Tensor) -> Tensor:
+    """Contrastive loss of each sample, (B,), the mean over its two anchors; ``features`` are (B, 2 D)."""
     batch, num_classes = features.shape[0], centers.shape[0]
+    features = features.view(batch, 2, -1)
     anchors = features.transpose(0, 1).reshape(2 * batch, -1)
     label = target.repeat(2)
     contrast = torch.cat([anchors, centers])
@@ -67,7 +75,7 @@ def balanced_contrastive_loss(
     log_size = torch.where(positive, num_positive.log()[:, None], size.log()[contrast_label][None, :])
     log_denominator = torch.logsumexp((similarity - log_size).masked_fill(itself, float('-inf')), dim=1)
     log_numerator = (similarity * positive).sum(1) / num_positive
-    return reduce((log_denominator - log_numerator).view(2, batch).mean(0), reduction)
+    return (log_denominator - log_numerator).view(2, batch).mean(0)
 
 
 @register_loss('bcl', paper='Zhu et al., CVPR 2022', needs=('class_counts',), soft_targets=False)

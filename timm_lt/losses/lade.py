@@ -19,6 +19,7 @@ from .._registry import register_loss
 from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
+from ._targets import of_counted_samples
 from ._terms import reduce
 from .balanced_softmax import balanced_softmax_loss
 
@@ -69,7 +70,7 @@ def lade_loss(
 
     Args:
         logits: Unnormalised scores, (B, C).
-        target: Class indices, (B,).
+        target: Class indices, (B,); samples with -100 are left out.
         log_prior: Logarithm of the share of each class among the training images, (C,).
         regularizer_weight: Factor on the regulariser, >= 0; 0 is balanced softmax.
         remine_lambda: See :func:`lade_regularizer`.
@@ -79,9 +80,12 @@ def lade_loss(
     Returns:
         Loss in nats.
     """
-    shares = lade_regularizer(logits, target, log_prior, remine_lambda, variant)
-    loss = balanced_softmax_loss(logits, target, log_prior, reduction='none')
-    return reduce(loss + regularizer_weight * logits.shape[0] * shares, reduction)
+    def values(logits: Tensor, target: Tensor) -> Tensor:
+        shares = lade_regularizer(logits, target, log_prior, remine_lambda, variant)
+        loss = balanced_softmax_loss(logits, target, log_prior, reduction='none')
+        return loss + regularizer_weight * logits.shape[0] * shares
+
+    return reduce(of_counted_samples(values, target, logits), reduction, target)
 
 
 @register_loss('lade', paper='Hong et al., CVPR 2021', needs=('class_counts',), soft_targets=False)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._labels import check_label_range, read_labels
+
 
 class PostHocMethod(ABC):
     """One way to turn logits into log-scores. Its values lie in a :class:`timm_lt.posthoc.PostHoc`."""
@@ -59,12 +61,10 @@ def check_finite(name: str, logits: Tensor) -> None:
 def check_labelled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Finite logits (M, C) and int64 labels (M,) on one device; a ValueError if they are anything else."""
     logits = at_least_float32('val_logits', logits).detach()
-    targets = torch.as_tensor(targets, device=logits.device)
-    if logits.ndim != 2 or targets.shape != logits.shape[:1] or targets.is_floating_point():
+    targets = read_labels(targets, 'val_targets')
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ValueError(
-            f'validation needs logits (M, C) and labels (M,), got {tuple(logits.shape)} and {tuple(targets.shape)}, '
-            f'labels of {targets.dtype}')
-    if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        raise ValueError(f'labels must be in [0, {logits.shape[1] - 1}]')
+            f'validation needs logits (M, C) and labels (M,), got {tuple(logits.shape)} and {tuple(targets.shape)}')
+    check_label_range(targets, logits.shape[1])
     check_finite('val_logits', logits)
-    return logits, targets.long()
+    return logits, targets.to(logits.device)
