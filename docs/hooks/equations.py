@@ -18,4 +18,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def mathml(equation: str, display: str = 'inline') -> str:
     """The element of an equation in LaTeX, as it is written in HTML."""
-    return convert(html.unescape(equation.strip()), display=display)
+    element = convert(html.unescape(equation.strip()), display=display)
+    if '<mi>\\' in element:
+        raise ValueError(f'a command of the equation {equation.strip()!r} has no MathML')
+    return element
