@@ -142,7 +142,7 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     for callback in trainer.callbacks:
         callback.on_train_start(trainer)
     for epoch in (0, epochs - 1):  # what a recipe switches on late is on in the second step
-        learner.start_epoch(epoch, epochs)
+        learner.start_epoch(epoch, epochs, trainer.windows.updates_per_epoch)
         trainer.windows.set_epoch(epoch)
         for callback in trainer.callbacks:
             callback.on_epoch_start(trainer, epoch)
