@@ -3,8 +3,8 @@
     python benchmarks/option_pairs.py [--shard 1/4] [--only NUMBER ...] [--output FILE.txt]
 
 A pairwise covering array (allpairspy) over :data:`LEVELS` gives the runs, each of one epoch on some 100 images, one by
-one in one process. Combinations that the script refuses before it reads data are left out of the array. A run
-passes if it ends with status 0 and finite figures, or with status 2 and one sentence. A traceback, another status, a
+one in one process. Combinations that the script refuses before it reads data are left out of the array, and so are the
+pairs of :data:`REFUSED`, which run alone. A run passes if it ends with status 0 and finite figures, or with status 2 and one sentence. A traceback, another status, a
 sentence of several lines or a figure that is not finite is a fault. Printed: each fault with its command line, the
 refusals by their sentence, and how many runs trained.
 """
@@ -34,7 +34,8 @@ COMMON = ('--images-per-class', '24', '--imbalance-ratio', '6', '--epochs', '1',
 LEVELS = {
     'val_fraction': ('', '0.3'),
     'batch_size': ('', '7', '1000'),
-    'model': ('', 'resnet32_cifar', 'cosine_network', 'vit_tiny_r_s16_p8_224 --img-size 32', 'test_convnext'),
+    'model': ('', 'resnet32_cifar', 'cosine_network --model-kwargs network=resnet20_cifar', 'test_vit --img-size 32',
+              'test_convnext --input-size 3 32 32'),
     'loss': ('', 'ce', 'logit_adjustment', 'ldam', 'vs', 'focal', 'class_balanced', 'eql', 'las', 'gcl', 'lade', 'gala',
              'bcl', 'bce', 'poly'),
     'opt': ('', 'momentum', 'adamw', 'sam', 'asam', 'imbsam', 'ssesam', 'focalsam', 'ccsam', 'gsa', 'gsa --gkp',
@@ -92,8 +93,29 @@ def command_of(row):
     return [w for name, value in zip(LEVELS, row) for w in words(name, value)]
 
 
+# refused once the loss, the optimizer or the head is built
+REFUSED = (
+    ({'drw_epoch': ('0',)}, {'loss': ('bcl', 'bce', 'poly')}),
+    ({'opt_kwargs': ('batchnorm=stacked', 'every=2', 'base=adamw')}, {'opt': ('', 'momentum', 'adamw', 'kron')}),
+    ({'opt_kwargs': ('batchnorm=stacked',)}, {'opt': ('sam', 'asam', 'imbsam', 'focalsam', 'ccsam', 'lookahead_sam')}),
+    ({'sched': ('plateau',)}, {'sched_on_updates': (True,)}),
+    ({'posthoc': ('tau_normalize',)}, {'stage2': ('disalign',)}),
+    ({'posthoc': ('tau_normalize',)}, {'cosine_classifier': (True,)}),
+    ({'head_init_scale': ('0.1 --head-init-bias -2',)}, {'cosine_classifier': (True,)}),
+    ({'loss': ('bce',)}, {'opt': ('imbsam', 'ssesam', 'focalsam', 'ccsam', 'gsa', 'gsa --gkp')}),
+)
+
+
+def meets(row, part):
+    """Some option of ``part`` has one of the values that ``part`` names."""
+    given = dict(zip(LEVELS, row))
+    return any(given.get(name) in values for name, values in part.items())
+
+
 def is_possible(row):
     """The script takes these values together, as far as it can say without data."""
+    if any(meets(row, one) and meets(row, other) for one, other in REFUSED):
+        return False
     try:
         check_names(parse_options([*COMMON, *command_of(row)]))
     except ConfigError:
@@ -106,10 +128,12 @@ def covering_array():
     return [command_of(row) for row in AllPairs(list(LEVELS.values()), filter_func=is_possible)]
 
 
-def sample(number):
-    """``number`` command lines spread evenly over the array."""
-    rows = covering_array()
-    return [rows[i * len(rows) // number] for i in range(number)]
+def refused_pairs():
+    """Command lines of the pairs in :data:`REFUSED`, each pair alone."""
+    def pairs_of(part):
+        return [words(name, value) for name, values in part.items() for value in values]
+
+    return [one + other for first, second in REFUSED for one in pairs_of(first) for other in pairs_of(second)]
 
 
 def run(command, folder):
@@ -143,7 +167,7 @@ def main():
     parser.add_argument('--output', type=Path, help='text file for the summary')
     args = parser.parse_args()
     first, step = map(int, args.shard.split('/'))
-    commands = covering_array()
+    commands = covering_array() + refused_pairs()
     numbers = args.only or range(first - 1, len(commands), step)
     start, faults, refusals, trained = time.monotonic(), [], collections.Counter(), 0
     for number in numbers:
