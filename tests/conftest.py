@@ -1,7 +1,9 @@
 import os
 from pathlib import Path
 
-import timm_lt  # noqa: F401  first: torch's threads then sleep while they wait, those of child processes too
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # read once, when the Hub's client is imported
+
+import timm_lt  # noqa: F401  before torch: its threads then sleep while they wait, those of child processes too
 
 # isort: split
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 from paths import GOLDEN
 
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
 torch.set_num_threads(1)
 
 

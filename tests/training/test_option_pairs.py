@@ -1,4 +1,4 @@
-"""A fixed sample of the runs of ``benchmarks/option_pairs.py``, which has all pairs of options; reports are left out."""
+"""A fixed sample of the runs of ``benchmarks/option_pairs.py``, without reports; the benchmark has all pairs."""
 
 import importlib
 import shlex

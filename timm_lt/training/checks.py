@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..losses import list_losses, sample_losses
 from ..optim import find_sharpness_aware
+from ..optim.approximate import check_stacked
 from .errors import ConfigError
 
 _OTHER_LOSS = f'choose one of ce, asl, poly, {", ".join(list_losses())}'
@@ -30,6 +31,21 @@ def check_sample_values(
         raise ConfigError(
             f'--opt {opt} weights the samples of a batch by their class, and --loss {loss} gives no value '
             f'per sample; {_OTHER_LOSS}, or an optimizer that knows no classes (--opt sam)')
+
+
+def check_stacked_passes(optimizer: Any, opt: str, model: nn.Module) -> None:
+    """Raise a ConfigError where ``batchnorm='stacked'`` meets a network that cannot run stacked passes.
+
+    Args:
+        optimizer: The built optimizer, wrapped or not.
+        opt: Its name, for the message.
+        model: The network, not wrapped yet.
+    """
+    if getattr(find_sharpness_aware(optimizer), 'batchnorm', None) == 'stacked':
+        try:
+            check_stacked(model)
+        except ValueError as e:
+            raise ConfigError(f'--opt {opt}: {e}') from e
 
 
 def check_stage2_sample_values(criterion: nn.Module, loss: str, stage2: str, num_classes: int) -> None:

@@ -14,7 +14,7 @@ from .._registry import LOSSES
 from .._unwrap import finished_model
 from . import build
 from .checkpoint import load_checkpoint
-from .checks import check_sample_values
+from .checks import check_sample_values, check_stacked_passes
 from .data import DataParts
 from .evaluation import choose_epoch, evaluate, validation_figures
 from .learner import Learner
@@ -154,6 +154,7 @@ class NetworkObjective:
             options.data.batch_size * accelerator.num_processes * options.optimizer.grad_accum_steps)
         lr = build.scaled_lr(options.schedule, options.optimizer, images_per_step)
         optimizer = build.build_optimizer(options.optimizer, options.gkp, model, stage.data.distribution, lr)
+        check_stacked_passes(optimizer, options.optimizer.opt, model)
         check_sample_values(
             criterion, options.loss.loss, optimizer, options.optimizer.opt, stage.data.distribution.num_classes,
             options.augmentation.mixes)

@@ -12,6 +12,7 @@ BatchNorm mixes the samples of a batch, so this is approximate in two places:
   the variance. The gradient is centred over the whole batch, so that it equals the plain one without a perturbation.
 """
 
+from .layers import check_stacked as check_stacked
 from .layers import stacked_forward as stacked_forward
 from .passes import exact_gradients as exact_gradients
 from .passes import stacked_gradients as stacked_gradients

@@ -82,6 +82,13 @@ def stacked_forward(
             del m.forward
 
 
+def check_stacked(module: nn.Module) -> None:
+    """Raise a ValueError for a network that cannot run stacked passes, see :func:`stacked_forward`."""
+    for name, m in module.named_modules():
+        if isinstance(m, _BatchNorm) or any(p is not None for p in m._parameters.values()):
+            _check_layer(name, m)
+
+
 def _check_layer(name: str, m: nn.Module) -> None:
     if next(m.children(), None) is not None and not isinstance(m, _BatchNorm):
         raise ValueError(
