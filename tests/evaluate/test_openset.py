@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -156,3 +157,13 @@ def test_scores_that_are_nan_choose_no_threshold_and_are_rejected():
     with pytest.raises(ValueError, match='1 of 2 validation scores are NaN'):
         choose_threshold(scores)
     assert reject(torch.tensor([1, 2]), scores, 0.5).tolist() == [1, -1]
+
+
+def test_labels_are_whole_numbers_of_any_type():
+    logits, labels = make()
+    scores, predictions = open_set_scores(logits), logits.argmax(1)
+    expected = open_set_report(scores, predictions, labels, threshold=0.5)
+    assert open_set_report(
+        scores, predictions.numpy().astype(np.uint16), labels.numpy().astype(np.int8), threshold=0.5) == expected
+    with pytest.raises(ValueError, match='labels must be whole numbers'):
+        open_set_report(scores, predictions, labels.double(), threshold=0.5)

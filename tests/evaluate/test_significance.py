@@ -74,3 +74,13 @@ def test_false_alarms_of_two_equally_good_runs_keep_to_the_level():
 
 def test_marks_follow_the_usual_levels():
     assert [mark(p) for p in (None, 0.2, 0.04, 0.009, 0.0001)] == ['', '', '*', '**', '***']
+
+
+def test_targets_and_predictions_are_read_as_labels():
+    first, second, targets = make(better=0.3)
+    columns = [column.numpy().astype(np.uint16) for column in (first, second, targets)]
+    assert compare(*columns, COUNTS, bootstrap=50) == compare(first, second, targets, COUNTS, bootstrap=50)
+    with pytest.raises(ValueError, match='whole numbers'):
+        compare(first, second, targets.double(), COUNTS, bootstrap=50)
+    with pytest.raises(ValueError, match=r'targets must be in \[0, 5\]'):
+        compare(first, second, targets + 1, COUNTS, bootstrap=50)

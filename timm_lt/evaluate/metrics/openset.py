@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..._labels import read_labels
 from ..._validate import check_class_counts, check_option, check_range
 from ...class_distribution import ClassDistribution
 from .closed_set import resolve_split_rule
@@ -91,22 +92,22 @@ def class_prototypes(features: Any, targets: Any, num_classes: int) -> Tensor:
         raise ValueError(
             f'{broken} of {len(features)} features are NaN or infinite: no prototype can be computed; does the network '
             f'have NaN weights?')
-    targets = torch.as_tensor(targets).to(features.device).long()
+    targets = read_labels(targets, allow_empty=True).to(features.device)
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, targets, features)
     counts = torch.bincount(targets, minlength=num_classes)
     return torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), torch.nan)
 
 
 def reject(predictions: Any, scores: Any, threshold: float) -> Tensor:
-    """Predictions with -1 where the score is below the threshold, (N,)."""
-    predictions, scores = torch.as_tensor(predictions), torch.as_tensor(scores)
+    """Predictions with -1 where the score is below the threshold, (N,), int64, on the CPU."""
+    predictions, scores = _read_predictions(predictions), _as_scores(scores)
     return predictions.masked_fill(~(scores >= threshold), UNKNOWN)  # so that NaN is rejected, too
 
 
 def open_set_counts(predictions: Any, labels: Any) -> dict[str, int]:
     """Images of each outcome; ``predictions`` are those of :func:`reject`, unknown images have the label -1."""
-    predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
-    if predictions.shape != labels.shape or predictions.ndim != 1:
+    predictions, labels = _read_predictions(predictions), read_labels(labels, 'labels', allow_empty=True)
+    if predictions.shape != labels.shape:
         raise ValueError(
             f'predictions and labels must both be (N,), got {tuple(predictions.shape)} and {tuple(labels.shape)}')
     known, kept = labels != UNKNOWN, predictions != UNKNOWN
@@ -149,8 +150,8 @@ def choose_threshold(
         ``threshold`` and ``rule``, a sentence that says how it was chosen.
     """
     check_range('keep', keep, 0, 1, low_open=True)
-    scores = torch.as_tensor(scores).double()
-    labels = None if labels is None else torch.as_tensor(labels)
+    scores = _as_scores(scores).double()
+    labels = None if labels is None else read_labels(labels, 'labels', allow_empty=True)
     if scores.numel() == 0 or (labels is not None and not bool((labels != UNKNOWN).any())):
         raise ValueError(
             f'choose_threshold needs at least one validation image of a known class, got {scores.numel()} images'
@@ -171,7 +172,7 @@ def choose_threshold(
     # From the highest score down, each image more is kept; F at every place where the score changes.
     order = scores.argsort(descending=True, stable=True)
     known = (labels != UNKNOWN)[order]
-    right = known & (torch.as_tensor(predictions)[order] == labels[order])
+    right = known & (_read_predictions(predictions)[order] == labels[order])
     tp = right.cumsum(0).double()
     errors = (known & ~right).cumsum(0) + (~known).cumsum(0) + (known.sum() - known.cumsum(0))
     f = 2 * tp / (2 * tp + errors).clamp(min=1)
@@ -214,8 +215,10 @@ def open_set_report(
         ``num_known``, ``num_unknown``. The threshold-free ones are None without known or unknown images, an accuracy
         without known images of its classes.
     """
-    chosen = threshold if isinstance(threshold, Mapping) else {'threshold': threshold, 'rule': 'fixed beforehand'}
-    scores, predictions, labels = torch.as_tensor(scores), torch.as_tensor(predictions), torch.as_tensor(labels)
+    chosen: Mapping[str, Any] = threshold if isinstance(threshold, Mapping) else {
+        'threshold': threshold, 'rule': 'fixed beforehand'}
+    scores, predictions = _as_scores(scores), _read_predictions(predictions)
+    labels = read_labels(labels, 'labels', allow_empty=True)
     kept = reject(predictions, scores, chosen['threshold'])
     counts = open_set_counts(kept, labels)
     return {
@@ -281,6 +284,14 @@ def threshold_free(scores: Tensor, predictions: Tensor, labels: Tensor) -> dict[
 
     return {
         'auroc': area(kept_known), 'fpr95': 100.0 * float(kept_unknown[kept_known >= 0.95][0]), 'oscr': area(right)}
+
+
+def _read_predictions(predictions: Any) -> Tensor:
+    return read_labels(predictions, 'predictions', allow_empty=True)
+
+
+def _as_scores(scores: Any) -> Tensor:
+    return torch.as_tensor(scores).detach().cpu()
 
 
 def _as_float(tensor: Any) -> Tensor:

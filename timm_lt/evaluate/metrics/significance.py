@@ -10,9 +10,11 @@ The comparison shows that two *trained networks* differ on this test. Two *metho
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..._labels import check_label_range, read_labels
 from ..._validate import check_class_counts, check_range
 from ...class_distribution import ClassDistribution
 from .closed_set import resolve_split_rule
@@ -48,12 +50,13 @@ def compare(
     """
     distribution = ClassDistribution(check_class_counts(class_counts, min_count=0, who='compare'))
     num_classes = distribution.num_classes
-    targets = torch.as_tensor(targets).detach().cpu()
+    targets = read_labels(targets)
     right = [_right(run, targets, num_classes) for run in (first, second)]
+    check_label_range(targets, num_classes, 'targets')
     check_range('bootstrap', bootstrap, 1)
     split_rule = resolve_split_rule(distribution, split_rule)
     cells = torch.bincount(
-        4 * targets.long() + 2 * right[0].long() + right[1].long(), minlength=4 * num_classes)
+        4 * targets + 2 * right[0].long() + right[1].long(), minlength=4 * num_classes)
     measured = cells.numpy()[None].reshape(1, num_classes, 4)
     drawn = draw_cells(cells, bootstrap, seed).reshape(bootstrap, num_classes, 4)
     result: dict[str, Any] = {
@@ -119,11 +122,12 @@ def _p_value(differences: Any) -> float:
 
 
 def _right(run: Any, targets: Tensor, num_classes: int) -> Tensor:
-    run = torch.as_tensor(run).detach()
+    run = run if isinstance(run, Tensor) else np.asarray(run)
     if run.ndim == 2:
         if run.shape[1] != num_classes:
             raise ValueError(f'logits have {run.shape[1]} columns, but there are {num_classes} classes')
         return predict(*check_predictions(run, targets))['rank'] == 0
+    run = read_labels(run, 'predictions')
     if run.shape != targets.shape:
         raise ValueError(f'a run has {tuple(run.shape)} predictions, but there are {len(targets)} targets')
-    return run.cpu() == targets
+    return run == targets
