@@ -30,7 +30,7 @@ class Digits(Dataset):
     """
 
     def __init__(self, split: str = 'train', transform: Callable | None = None) -> None:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # a second to import, and only this data set needs it
+        from sklearn.datasets import load_digits  # a second to import, and only this data set needs it
         check_option('split', split, tuple(SPLITS))
         digits = load_digits()
         part = split_indices(digits.target, TEST_FRACTION, seed=0)[SPLITS[split]].numpy()

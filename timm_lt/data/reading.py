@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import ConcatDataset, Subset
-from torchvision.datasets.folder import default_loader  # type: ignore[import-untyped]
+from torchvision.datasets.folder import default_loader
 
 from .names import printable
 from .pixels import convert_image, open_image

@@ -113,7 +113,7 @@ def _is_row_of_two(cells: list[str]) -> bool:
 
 
 def _read_parquet(file: Path, input_key: str | None, target_key: str | None) -> Rows:
-    from pyarrow import parquet  # type: ignore[import-untyped]  # comes with datasets; half a second to import
+    from pyarrow import parquet  # comes with datasets; half a second to import
     schema = parquet.read_schema(file)
     path, label, split = _columns(file, schema.names, input_key, target_key)
     if str(schema.field(path).type).startswith(('struct', 'binary')):

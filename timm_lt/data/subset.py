@@ -48,6 +48,8 @@ class ImageSubset(Subset):
         found: What the reader of the whole dataset found and left out (:class:`Found`), or None.
     """
 
+    dataset: Any  # torch's annotation has no length
+
     def __init__(self, dataset: Any, indices: Sequence[int] | Tensor | None = None) -> None:
         targets, class_names = get_targets(dataset), get_class_names(dataset)
         if indices is None:

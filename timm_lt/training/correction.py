@@ -119,8 +119,10 @@ def fit_correction(
 
     Raises:
         TypeError: If the correction has no meaning for the classifier.
-        ValueError: If the logits are not finite.
+        ValueError: If no correction is named, or the logits are not finite.
     """
+    if options.posthoc is None:
+        raise ValueError('no correction is named; pass --posthoc')
     if options.posthoc == 'temperature':
         return fit_temperature(logits, targets)
     kwargs = dict(options.posthoc_kwargs)

@@ -29,10 +29,8 @@ def choose_model(options: ModelOptions, images: Any) -> tuple[str, str]:
     Raises:
         ConfigError: If there is no image.
     """
-    if options.img_size or options.input_size:
-        side, what = options.img_size or options.input_size[1], 'the input has'
-    else:
-        side, what = shorter_side(images), 'images have about'
+    given = options.img_size or (options.input_size[1] if options.input_size else None)
+    side, what = (given, 'the input has') if given else (shorter_side(images), 'images have about')
     name = FOR_SMALL_IMAGES if side <= SMALL_IMAGES else FOR_PHOTOS
     reason = f'no --model is given: {name}, because {what} {side} pixels a side'
     if name == FOR_PHOTOS and not options.pretrained:

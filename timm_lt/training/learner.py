@@ -64,8 +64,9 @@ class Learner:
         """Set the training mode, and tell optimizer and loss the epoch."""
         self.model.train()
         set_epoch(self.optimizer, epoch, epochs, updates_per_epoch)
-        if hasattr(self.criterion, 'set_epoch'):
-            self.criterion.set_epoch(epoch, epochs)
+        set_criterion_epoch = getattr(self.criterion, 'set_epoch', None)
+        if set_criterion_epoch is not None:
+            set_criterion_epoch(epoch, epochs)
 
     def step(self, window: Window, progress: float) -> tuple[StepResult, list[Tensor]]:
         """One optimizer step.

@@ -111,7 +111,7 @@ class HubReader(DatasetReader):
         self.options = {**options, 'input_key': input_key, 'target_key': target_key}
 
     def splits(self) -> list[str]:
-        from datasets import get_dataset_split_names  # type: ignore[import-untyped]  # seconds to import, and only this reader needs it
+        from datasets import get_dataset_split_names  # seconds to import, and only this reader needs it
         return get_dataset_split_names(self.name)
 
     def read(self, split: str, class_names: Sequence[str] | None = None) -> HubImages:

@@ -46,6 +46,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
         metrics['open_set'] = open_set(
             args, data, (split, dataset), posthoc, distribution, rule, logits, targets, features)
     if args.landscape:
+        assert features is not None  # collected for --landscape
         metrics['landscape'] = landscape(args, data, dataset, distribution, rule, logits, features)
         metrics['protocol']['landscape'] = f'{args.landscape_images} images of each split of part {split!r}, ' \
                                            f'cross-entropy, evaluation mode'

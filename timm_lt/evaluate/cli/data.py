@@ -65,12 +65,13 @@ class Data:
 
     def for_threshold(self, tested: tuple[str, Any]) -> tuple[str, Any]:
         """Name and images of the part that sets the threshold; none of them is an image of the tested part."""
-        split = self.args.threshold_split or find_split(self.args.dataset, self.args.data_dir, ('validation',))
+        named = self.args.threshold_split
+        split = named or find_split(self.args.dataset, self.args.data_dir, ('validation',))
         if split is not None:
             part = split, self.known(split)
             if not self.share_images(part, tested):
                 return part
-        if self.args.threshold_split is None:
+        if named is None or split is None:
             return 'train', self.apart('the threshold cannot be chosen', 'train', tested)
         return split, self.apart('the threshold cannot be chosen', split, tested)
 
@@ -148,7 +149,9 @@ def _check_root(name: str, root: str | None, option: str) -> None:
         stored = create_reader(name, root).stored
     except TypeError as e:  # a dataset that only streams
         raise EvaluationError(str(e)) from e
-    if stored and root is None:
+    if not stored:
+        return
+    if root is None:
         raise EvaluationError(f'data set {name!r} needs the folder of its images: {option} DIR')
-    if stored and not Path(root).is_dir():
+    if not Path(root).is_dir():
         raise EvaluationError(f'there is no folder {root} ({option})')

@@ -20,7 +20,7 @@ def landscape(
         distribution: ClassDistribution,
         rule: str,
         logits: Tensor,
-        features: Tensor | None,
+        features: Tensor,
 ) -> dict[str, Any]:
     """Landscape of ``--landscape-images`` images of each split, and feature quality of all tested images.
 

@@ -111,7 +111,7 @@ def classifier_of(model: nn.Module) -> nn.Module:
 def _from_file(source: str, architecture: str, num_classes: int | None, device: torch.device | str) -> Checkpoint:
     if not Path(source).is_file():
         raise EvaluationError(f'there is no weights file {source}')
-    options = {} if num_classes is None else {'num_classes': num_classes}
+    options: dict[str, Any] = {} if num_classes is None else {'num_classes': num_classes}
     try:
         model = timm.create_model(architecture, pretrained=False, **options)
     except Exception as e:

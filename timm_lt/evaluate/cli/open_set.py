@@ -49,6 +49,7 @@ def open_set(
             _, train_targets, train_features = data.collect(images, 'prototypes', True)
             train = (train_features, train_targets)
         prototypes = class_prototypes(*train, data.network.num_classes)
+        assert features is not None and unknown_features is not None  # collected because the score needs them
         features = torch.cat([features, unknown_features])
     labels = torch.cat([targets, torch.full((len(unknown_logits),), UNKNOWN)])
     # a transductive correction would read known and unknown images together; the plain logits decide then

@@ -77,7 +77,7 @@ def write_output(folder: Path, output: Output) -> int:
     """
     metrics = output.metrics
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {'targets': output.targets.numpy()}
+    arrays: dict[str, Any] = {'targets': output.targets.numpy()}
     if output.logits is not None:
         arrays['logits'] = output.logits.float().numpy()
     if output.predictions is not None:

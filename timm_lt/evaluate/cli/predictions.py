@@ -56,8 +56,8 @@ def evaluate_predictions(args: argparse.Namespace) -> int:
             'class_sizes_from': args.class_stats, 'bootstrap_seed': args.seed,
         },
     }
-    kind = 'logits' if classes else 'predictions'
-    return write_output(folder, Output(metrics, targets, distribution, **{kind: scores}))
+    return write_output(folder, Output(
+        metrics, targets, distribution, logits=scores if classes else None, predictions=None if classes else scores))
 
 
 def read_predictions(path: str | Path) -> tuple[Tensor, Tensor]:

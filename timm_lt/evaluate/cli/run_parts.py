@@ -85,7 +85,7 @@ class RunParts:
             images = ImageSubset(images.dataset, indices)
         if self.options.get('bad_images') == 'skip':
             images = drop_unreadable(images, 'skip')
-        if part in self.labels and zlib.crc32(images.targets.contiguous().numpy()) != self.labels[part]:
+        if part in self.labels and zlib.crc32(images.targets.numpy().tobytes()) != self.labels[part]:
             raise self._changed(f'its {part} part has other labels')
         return images
 

@@ -10,6 +10,7 @@ left out.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 import torch.nn as nn
@@ -69,7 +70,7 @@ def hessian_vector_product(
         for input, target in on_device(model, batches):
             value = per_sample(loss, model(input), target).sum()
             gradient = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
-            dot = sum((g * v).sum() for g, v in zip(gradient, vector))
+            dot = reduce(torch.add, ((g * v).sum() for g, v in zip(gradient, vector)))
             for sum_, h in zip(total, torch.autograd.grad(dot, parameters, materialize_grads=True)):
                 sum_ += h
             number += len(target)
@@ -173,4 +174,4 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _dot(a: Directions, b: Directions) -> Tensor:
-    return sum((x.double() * y.double()).sum() for x, y in zip(a, b)).cpu()
+    return reduce(torch.add, ((x.double() * y.double()).sum() for x, y in zip(a, b))).cpu()

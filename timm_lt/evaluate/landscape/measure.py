@@ -76,7 +76,7 @@ def measure_landscape(
         result['gradient_cosine'] = gradient_cosine(model, {n: parts[n] for n in SPLIT_NAMES}, loss=loss)
         if iterations:
             result |= _hessian_figures(model, parts, iterations, trace_samples, seed=seed, loss=loss, tick=tick)
-        options = {'radius': radius, 'seed': seed, 'loss': loss, 'tick': tick}
+        options: dict[str, Any] = {'radius': radius, 'seed': seed, 'loss': loss, 'tick': tick}
         if line_steps:
             result['line'] = loss_line(model, parts['all'], splits, steps=line_steps, **options)
         if surface_steps:
@@ -92,9 +92,9 @@ def _hessian_figures(
         **options: Any,
 ) -> dict[str, dict[str, float | None]]:
     """Largest eigenvalue and trace of the Hessian for each set of images."""
-    top, trace, error = {}, {}, {}
+    top: dict[str, float | None] = dict.fromkeys(parts)
+    trace, error = dict(top), dict(top)
     for name, part in parts.items():
-        top[name] = trace[name] = error[name] = None
         if part:
             top[name] = top_eigenvalue(model, part, iterations=iterations, **options)
             trace[name], error[name] = hessian_trace(model, part, samples=trace_samples, **options)
@@ -156,7 +156,7 @@ def loss_surface(
     """
     grid = _grid(radius, steps)
     first, second = filter_normalized_direction(model, seed), filter_normalized_direction(model, seed + 1)
-    rows = []
+    rows: list[list[dict[str, float | None]]] = []
     with unchanged(model) as weights:
         for a in grid:
             rows.append([])
@@ -212,12 +212,19 @@ def sharpness(
     if tick:
         tick()
     with unchanged(model) as weights:
-        before = split_losses(model, batches, {}, loss=loss)['all']
+        before = _mean_loss(model, batches, loss)
         move(model, weights, [(rho / max(float(norm), 1e-12), gradient)])
-        after = split_losses(model, batches, {}, loss=loss)['all']
+        after = _mean_loss(model, batches, loss)
     if tick:
         tick()
     return after - before
+
+
+def _mean_loss(model: nn.Module, batches: Batches, loss: Loss | None) -> float:
+    value = split_losses(model, batches, {}, loss=loss)['all']
+    if value is None:
+        raise ValueError('batches hold no image; the landscape needs at least one image')
+    return value
 
 
 def _grid(radius: float, steps: int) -> list[float]:
@@ -226,8 +233,8 @@ def _grid(radius: float, steps: int) -> list[float]:
     return torch.linspace(-radius, radius, steps, dtype=torch.float64).tolist()
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 @contextmanager

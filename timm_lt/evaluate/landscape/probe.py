@@ -30,7 +30,8 @@ def split_losses(
         splits: Masks (C,) by name, as :meth:`ClassDistribution.splits` gives them.
     """
     names = list(splits)
-    sums = counts = None
+    sums: Tensor | None = None
+    counts: Tensor | None = None
     with evaluation(model):
         for input, target in on_device(model, batches):
             values = per_sample(loss, model(input), target)
@@ -40,7 +41,7 @@ def split_losses(
             part, number = masks.to(values.dtype) @ values, masks.sum(1)
             sums = part.double() if sums is None else sums + part
             counts = number if counts is None else counts + number
-    if sums is None:
+    if sums is None or counts is None:
         raise ValueError('batches is empty; the landscape needs at least one image')
     return {
         name: float(total) / int(n) if int(n) else None

@@ -121,8 +121,9 @@ def gather_predictions(
         pad = longest - len(targets)
         logits = torch.cat([logits, logits.new_zeros(pad, logits.shape[1])])
         targets = torch.cat([targets, targets.new_zeros(pad)])
-    logits, targets = accelerator.gather(logits.contiguous()).cpu(), accelerator.gather(targets.contiguous()).cpu()
+    all_logits: Tensor = accelerator.gather(logits.contiguous()).cpu()
+    all_targets: Tensor = accelerator.gather(targets.contiguous()).cpu()
     if min(lengths) == longest:
-        return logits, targets
+        return all_logits, all_targets
     keep = torch.cat([torch.arange(n) + k * longest for k, n in enumerate(lengths)])
-    return logits[keep], targets[keep]
+    return all_logits[keep], all_targets[keep]

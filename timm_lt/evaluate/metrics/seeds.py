@@ -40,10 +40,10 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for key in MERGED:
-        values = [r.get(key) for r in reports]
-        known = all(v is not None for v in values)
-        mean[key] = float(np.mean(values)) if known else None
-        std[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else None
+        figures = [value for r in reports if (value := r.get(key)) is not None]
+        known = len(figures) == len(reports)
+        mean[key] = float(np.mean(figures)) if known else None
+        std[key] = float(np.std(figures, ddof=1)) if known and len(figures) > 1 else None
     columns = zip(*(r['per_class'] for r in reports))
     return {
         'num_seeds': len(reports),

@@ -52,7 +52,7 @@ def compare_runs(run_dirs: Sequence[str | Path], *, bootstrap: int = 2000, seed:
 
 def compare_groups(groups: list[dict[str, Any]], *, bootstrap: int = 2000, seed: int = 0) -> Comparison:
     """Compare recipes of :func:`group_runs`; the first is the baseline."""
-    tests = [{}] + [significance_of(groups[0], g, bootstrap, seed) for g in groups[1:]]
+    tests: list[dict[str, Any]] = [{}, *(significance_of(groups[0], g, bootstrap, seed) for g in groups[1:])]
     return Comparison(groups, tests, _warnings(groups))
 
 

@@ -29,7 +29,7 @@ def run_figures(run: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
     """Functions that draw the figures of a run of :func:`load_run`, by name; each takes ``narrow``."""
     metrics, rule = run['metrics'], run['metrics']['split_rule']
     counts = metrics['train_images_per_class']
-    figures = {
+    figures: dict[str, Callable[..., Any]] = {
         'accuracy_by_class_size': partial(plots.accuracy_by_class_size, metrics),
         'per_class': partial(plots.per_class_bars, metrics, run['class_names']),
     }

@@ -140,11 +140,12 @@ def merge_corrected(runs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, A
 
 def _recipe_names(recipes: Sequence[Mapping[str, Any] | None]) -> list[str] | None:
     """Names made of the options that differ; None where they do not tell the recipes apart in a few words."""
-    if len(recipes) < 2 or None in recipes:
+    known = [r for r in recipes if r is not None]
+    if len(known) < max(2, len(recipes)):
         return None
-    keys = dict.fromkeys(k for r in recipes for k in r)
-    differ = [k for k in keys if any(r.get(k) != recipes[0].get(k) for r in recipes)]
-    names = [', '.join(f'{k.replace("_", " ")} {r.get(k)}' for k in differ) for r in recipes]
+    keys = dict.fromkeys(k for r in known for k in r)
+    differ = [k for k in keys if any(r.get(k) != known[0].get(k) for r in known)]
+    names = [', '.join(f'{k.replace("_", " ")} {r.get(k)}' for k in differ) for r in known]
     if not differ or len(differ) > 3 or len(set(names)) < len(names) or max(map(len, names)) > 48:
         return None
     return names
@@ -176,8 +177,8 @@ def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstr
     return found
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float | None:
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return None

@@ -71,7 +71,8 @@ def styled(draw: Callable) -> Callable:
 def style() -> Iterator[None]:
     """matplotlib's options of the plots; ticks and hatches read them when a figure is written."""
     import matplotlib
-    with matplotlib.rc_context({**STYLE, 'font.family': font_families()}):
+    options: dict[Any, Any] = {**STYLE, 'font.family': font_families()}  # matplotlib lists the names it allows as keys
+    with matplotlib.rc_context(options):
         yield
 
 
