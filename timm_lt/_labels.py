@@ -1,7 +1,7 @@
 """Labels and counts as users hold them: tensors, arrays, columns, lists, mappings.
 
-A label is a whole number, of any integer type. Floating-point labels and booleans are refused: a column becomes
-floating point where labels are missing, and a mask is no class number.
+A label is a whole number, of any integer type. Floating-point labels are refused because a column becomes floating
+point where labels are missing. Booleans are refused because a mask is no class number.
 """
 
 import numbers
@@ -53,9 +53,9 @@ def read_counts(
 ) -> Tensor:
     """Counts per class as an int64 tensor on the CPU, in label order.
 
-    Counts with labels are read by label, in whatever order they come: a mapping ``{label: count}``, a
+    Labels decide where counts carry them, in any order: a mapping ``{label: count}``, a
     ``collections.Counter``, a pandas Series (the index holds the labels, as ``value_counts()`` gives it). A label
-    that has no count gets 0. Names as labels need ``class_names``. Everything else is read by position.
+    that has no count gets 0. Names as labels need ``class_names``. Position decides in everything else.
 
     Args:
         counts: The counts, or timm's class statistics, ``{'pos_counts': [...], 'num_samples': N}``.

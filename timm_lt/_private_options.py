@@ -1,7 +1,7 @@
 """Options that say where and how a run is carried out, and not what it computes.
 
-Two runs that differ in these alone are the same configuration: a run resumes with other values of them, seeds of one
-recipe are averaged over them, and a published recipe leaves them out, because they name paths of the machine.
+Two runs that differ in these alone have the same configuration. A run may resume with other values, and averages over
+seeds ignore them. A published recipe leaves them out, because they name paths of the machine.
 """
 
 PRIVATE_OPTIONS = frozenset({

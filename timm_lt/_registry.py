@@ -98,7 +98,7 @@ class Registry:
         return [name for name in sorted(self._infos) if not filter or fnmatch(name, filter)]
 
     def trait(self, name: str, trait: str, default: Any) -> Any:
-        """What the method ``name`` declares about itself, an attribute of its class; ``default`` if it does not."""
+        """Attribute that the class of the method ``name`` declares; ``default`` if it declares none."""
         return getattr(self._infos[name].factory, trait, default) if name in self._infos else default
 
     def info(self, name: str, also: tuple[str, ...] = ()) -> MethodInfo:
@@ -128,7 +128,7 @@ register_posthoc = POSTHOC.register
 
 
 def call_factory(info: MethodInfo, kind: str, *args: Any, **kwargs: Any) -> Any:
-    """Build a method; an option that its constructor lacks, or needs and did not get, is a TypeError that names it."""
+    """Build a method; a TypeError names an option that its constructor lacks or that is missing."""
     parameters, takes_any = _constructor_parameters(info.factory)
     for key in kwargs:
         if key not in parameters and not takes_any:

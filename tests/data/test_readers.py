@@ -80,7 +80,7 @@ def test_files_know_which_parts_share_images(tmp_path):
 
 
 def test_labels_of_torchvision_are_fixed():
-    with pytest.raises(TypeError, match='labels of its own'):
+    with pytest.raises(TypeError, match='already has labels'):
         create_dataset('torch/cifar10', class_map=['a'])
 
 

@@ -167,7 +167,7 @@ def test_changed_weights_are_refused(run_dir):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(HubError, match='was changed after it was written.*Download it anew'):
+    with pytest.raises(HubError, match='was changed after it was written.*Download it again'):
         load(run_dir)
 
 
@@ -245,7 +245,7 @@ def test_push_refuses_a_name_that_the_hub_does_not_allow(run_dir, repo_id):
 
 
 @pytest.mark.parametrize('status, said, advice', [
-    (401, '', 'log in anew'), (403, '', 'choose another USER/NAME'), (409, '', 'choose another USER/NAME'),
+    (401, '', 'log in again'), (403, '', 'choose another USER/NAME'), (409, '', 'choose another USER/NAME'),
     (403, 'Private repository storage limit reached', 'free some'), (402, '', 'free some'), (413, '', 'too large'),
     (429, '', 'wait'), (503, '', 'try again later'), (418, 'teapot', 'teapot')])
 def test_each_refusal_of_the_hub_says_what_to_do(status, said, advice):

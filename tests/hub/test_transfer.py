@@ -119,7 +119,7 @@ def test_new_push_removes_a_correction_that_no_longer_holds(scenario):
 
 @pytest.mark.parametrize('case, advice', [
     ('quota', 'storage of the account is used up'), ('taken', 'the name is taken by someone else'),
-    ('no_token', 'hf auth login'), ('wrong_token', 'token'), ('odd_token', 'characters that no token has'),
+    ('no_token', 'hf auth login'), ('wrong_token', 'token'), ('odd_token', 'invalid characters'),
     ('no_network', 'the Hub cannot be reached')])
 def test_failed_upload_keeps_the_folder_and_says_what_to_do(scenario, case, advice):
     message = scenario['result'][case]

@@ -130,7 +130,7 @@ def test_adaptive_radius_of_a_class_aware_method():
     expected = [a + b for a, b in zip(head, gradients()[1])]
     make_optimizer(model_before, 'imbsam', adaptive=True).compute_grads(BatchClosure(model_before, CE, x, y))
     torch.testing.assert_close(flat(p.grad for p in model_before.parameters()), flat(expected), rtol=1e-9, atol=1e-12)
-    with pytest.raises(ValueError, match='perturbation of its own'):
+    with pytest.raises(ValueError, match='defines its own perturbation'):
         make_optimizer(model, 'ccsam', class_counts=COUNTS, adaptive=True)
 
 

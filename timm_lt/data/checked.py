@@ -57,7 +57,7 @@ class CheckedFiles:
 
 
 def _digest(path: str) -> bytes:
-    """Of the path, size and time of change of a file; empty where there is no such file."""
+    """Checksum of the path, size and time of change of a file; empty where there is no such file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

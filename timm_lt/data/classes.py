@@ -16,8 +16,9 @@ def read_class_map(class_map: ClassMap, root: str | Path | None = None) -> dict[
     """Name to label.
 
     Args:
-        class_map: A mapping, the names in label order, or a file of one of them: ``.txt`` (one name a line), ``.json``
-            (an object or a list) or ``.pkl`` (a dict). The file is taken from the working folder, else from ``root``.
+        class_map: A mapping, the names in label order, or a file of one of them. Files are ``.txt`` (one name a line),
+            ``.json`` (an object or a list) or ``.pkl`` (a dict). The file is taken from the working folder, else from
+            ``root``.
         root: Folder of the data.
 
     Raises:

@@ -25,7 +25,7 @@ def create_dataset(
         bad_images: str = 'error',
         **kwargs: Any,
 ) -> ImageSubset:
-    """Create a map-style dataset of labelled images; logs what was found and what was left out.
+    """Create a map-style dataset of labelled images; log the images found and left out.
 
     Args:
         name: One of
@@ -39,8 +39,8 @@ def create_dataset(
             - 'hfds/NAME': Hugging Face datasets; 'torch/cifar10' and its like: torchvision's, by timm's names.
         root: Folder of the images, or where a dataset is stored.
         split: 'train', 'validation', 'test', or the dataset's own name of a part.
-        class_names: Names in label order that the labels must follow: those of the training part, for every other
-            part. A class that they lack is an error. Sets whose data fix the labels do not need them.
+        class_names: Names in label order that the labels must follow. Pass the names of the training part for every
+            other part. A class that they lack is an error. Sets whose data fix the labels do not need them.
         bad_images: 'error': entries without a class or a label are errors. 'skip': they are left out, with a warning.
         **kwargs: Options of the reader, e.g. ``class_map``, ``input_key``, ``target_key``.
 

@@ -54,7 +54,7 @@ class LeftOut:
 
 @dataclass
 class Found:
-    """What a reader found.
+    """Findings of a reader.
 
     Attributes:
         source: Folder, file or name of the dataset.

@@ -20,7 +20,7 @@ class ListFileDataset(ImageFiles):
     """Images named in a file: a text file, one ``relative/path label`` a line, or a CSV, TSV or Parquet table.
 
     Labels are whole numbers, or names: names are numbered in natural order, or follow ``class_names`` or
-    ``class_map``. In a text file the label is the last word of a line, so that paths may hold spaces; names need a
+    ``class_map``. In a text file the label is the last word of a line, so paths may hold spaces. Names need a
     ``class_map`` there. Empty lines are passed over.
 
     Args:

@@ -1,7 +1,7 @@
 """Loaders that yield (input, target) on the device: from memory, or from files through worker processes.
 
-Both are deterministic functions of (seed, epoch, step), whatever the number of workers and processes, and start at any
-step of an epoch, so that a resumed run sees the images that an uninterrupted one sees.
+Both are deterministic functions of (seed, epoch, step) for any number of workers and processes. Both start at any step
+of an epoch, so a resumed run sees the images of an uninterrupted run.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ Batches = EpochBatches | EvalBatches
 
 
 class _Loader:
-    """What both loaders share."""
+    """Common base of both loaders."""
 
     def __init__(self, batches: Batches, augment: BatchAugment, device: torch.device | str) -> None:
         self.batches = batches
@@ -133,7 +133,7 @@ def _without_traceback(loader: DataLoader) -> Iterator[Any]:
 
 
 class _Keys:
-    """Per step the keys of :class:`SeededImages`; read anew for each epoch, also with persistent workers.
+    """Keys of :class:`SeededImages` for each step; every epoch reads them again, also with persistent workers.
 
     Attributes:
         issued: Steps whose keys went to the workers (which run ahead) and whose images have not come back.

@@ -69,8 +69,8 @@ class InMemoryImages(Dataset):
 
         Args:
             dataset: Map-style dataset of (PIL image, label).
-            transform: A transform without randomness that is applied once, e.g. resizing, PIL image to PIL image or
-                to a uint8 tensor.
+            transform: A deterministic transform that is applied once, e.g. resizing. It maps a PIL image to a PIL image
+                or a uint8 tensor.
             bad_images: 'error': an unreadable image is an error, which counts and names them. 'skip': they are left
                 out, with a warning.
             max_bytes: Memory limit.

@@ -49,8 +49,8 @@ def read_image(file: Any, mode: str | None = 'RGB', name: str = '') -> Image.Ima
 def read_sample(dataset: Any, index: int) -> tuple[Any, int]:
     """``dataset[index]`` as (image, label), the image upright and with 8 bits a channel, see :mod:`.pixels`.
 
-    timm's ``ImageDataset`` replaces an image that it cannot read by the next one, label included, and torchvision's
-    folders clip 16-bit images. Both are read here without that.
+    timm's ``ImageDataset`` replaces an unreadable image and its label by the next ones. torchvision's folders clip
+    16-bit images. Both are read here without that.
 
     Raises:
         ImageReadError: If the image cannot be read, for whatever reason; names it. An error of the dataset's transform

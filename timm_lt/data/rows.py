@@ -48,8 +48,8 @@ def read_rows(file: Path, input_key: str | None = None, target_key: str | None =
     """Read a list of images.
 
     Args:
-        file: A table (``.csv``, ``.tsv``, ``.parquet``) whose columns are found by their usual names, or a CSV or TSV
-            table of two columns without header; or a text file of ``relative/path label`` lines.
+        file: A table (``.csv``, ``.tsv``, ``.parquet``) whose columns have their usual names, or a text file of
+            ``relative/path label`` lines. A CSV or TSV table of two columns needs no header.
         input_key: Column of the paths; None: found by its name, see :data:`PATH_COLUMNS`.
         target_key: Column of the labels; None: found by its name, see :data:`LABEL_COLUMNS`.
 

@@ -15,7 +15,7 @@ def on_cpu() -> AbstractContextManager:
 
 @contextmanager
 def seeded(key: tuple[int, ...]) -> Iterator[None]:
-    """Python's, numpy's and torch's global CPU generators seeded by ``key`` inside the block, as they were after it."""
+    """Seed the global CPU generators of Python, numpy and torch by ``key`` inside the block; restore them after it."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))

@@ -6,8 +6,8 @@ problem in convolutional neural networks", Neural Networks 2018, https://arxiv.o
 Implements: with imbalance ratio r = n_max / n_min and C classes in label order, ``n_c = n_max * r ** (-c / (C - 1))``
 rounded down (exponential); ``n_max`` for the first half of the classes, ``n_max / r`` for the others (step).
 Source: written from the papers.
-Differs from the papers / official code: rounding down is exact (floating point gives 4 for 4980 / 996), no class is
-left empty, the images of a class are chosen by an own seeded permutation so that subsets nest.
+Differs from the papers / official code: rounding down is exact (floating point gives 4 for 4980 / 996), and no class is
+left empty. A separate seeded permutation chooses the images of a class, so subsets nest.
 """
 
 import copy
@@ -32,7 +32,7 @@ PROFILES = ('exp', 'step')
 
 
 class ImageSubset(Subset):
-    """Some images of a map-style dataset, labels at hand, with a transform of its own.
+    """Selected images of a map-style dataset, with their labels and a separate transform.
 
     The base dataset is copied (not its images), so that two subsets of one dataset can have different transforms. An
     image that cannot be read is an :class:`ImageReadError`, also where timm would take the next one.

@@ -30,8 +30,8 @@ def with_sampler(
 
     Args:
         loader: What ``timm.data.create_loader`` returned, over a map-style dataset.
-        sampler: A name of :func:`timm_lt.list_samplers`, built from the labels of the dataset with seed 0; or a
-            sampler, used as it is: make it yourself for another seed or options.
+        sampler: A name of :func:`timm_lt.list_samplers`, built from the labels of the dataset with seed 0. Or a
+            sampler, used unchanged; create it for another seed or options.
         distributed: The sampler divides the epoch among the processes of torch's default group, as timm's own sampler
             does. False where something else divides the loader (Accelerate), never both.
 

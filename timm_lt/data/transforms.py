@@ -41,7 +41,7 @@ class Augmentation:
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel.
         interpolation: timm's name, for resizing.
-        crop_mode: 'pad': ``padding`` black pixels around, then a random crop, the standard of CIFAR; images of another
+        crop_mode: 'pad': ``padding`` black pixels around, then a random crop, the standard of CIFAR. Images of another
             size are resized first. 'none': resized only. 'rrc', 'rkrc', 'rkrr': timm's random resized crops.
         padding: Pixels of 'pad'.
         scale: Area of timm's crops; None is timm's default.

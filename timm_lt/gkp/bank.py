@@ -3,8 +3,8 @@
 Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping.
 Source: written from the paper.
 Differs from the official code: that one keeps C whole state dicts (765 GB for iNaturalist 2018 and ResNet-50). Classes
-with the same best epoch share one snapshot here, and a snapshot without a class is dropped. The similarity of classes
-needs only the inner products of the snapshots (E x E for E distinct epochs), taken when a snapshot arrives.
+with the same best epoch share one snapshot here, and a snapshot without a class is dropped. Similarities of classes
+need only the snapshots' inner products (E x E for E distinct epochs), taken when a snapshot arrives.
 """
 
 import copy
@@ -43,8 +43,8 @@ class MemoryBank:
 
     Args:
         num_classes: C.
-        directory: Folder for the snapshots of this run alone, one file per best epoch of a class; None keeps them in
-            host memory. Only :meth:`checkpointed` removes files, because a saved state may name them.
+        directory: Folder for the snapshots of this run alone, one file per best epoch. None keeps them in host memory.
+            Only :meth:`checkpointed` removes files, because a saved state may name them.
         dtype: ``'float32'`` or ``'bfloat16'`` (half the size; inner products and anchors are of the rounded values).
         stores: Whether this process keeps snapshots; scores and epochs are kept, and equal, on all processes.
 
@@ -84,7 +84,7 @@ class MemoryBank:
     def update(self, epoch: int, score: Tensor, parameters: Iterable[Tensor]) -> Tensor:
         """Take the parameters of this epoch for every class that never scored higher.
 
-        A class without an entry takes the epoch also when its score is NaN (no quality is defined for it); a later
+        A class without an entry takes the epoch even if its score is NaN, because no quality is defined for it. A later
         score that is a number replaces such an entry.
 
         Args:

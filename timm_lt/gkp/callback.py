@@ -1,16 +1,16 @@
-"""The callback of GKP+GSA: at the end of an epoch it measures, remembers, groups and preserves.
+"""The callback of GKP+GSA, which measures classes, stores encoders and renews groups at the end of an epoch.
 
-Paper: Chen et al., "GKP+GSA", CVPR 2026. At the end of an epoch the feature quality of every class decides whether the
-memory bank stores the encoder for it. At set epochs the stored encoders decide new groups of classes. Each group gets
-an anchor, the mean of its classes' stored encoders, and a diagonal Fisher there. The optimizer steps on
-``alpha sum_k L_gsa_k + (1 - alpha) sum_k L_gkp_k``.
+Paper: Chen et al., "GKP+GSA", CVPR 2026. After each epoch the feature quality of a class decides whether the memory
+bank stores the encoder for it. At set epochs the stored encoders decide new groups of classes. Each group gets an
+anchor, the mean of its classes' stored encoders, and a diagonal Fisher there. The optimizer steps on ``alpha sum_k
+L_gsa_k + (1 - alpha) sum_k L_gkp_k``.
 Source: written from the paper.
-Differs from the official code: quality and Fisher come from training images (or a validation part) under the evaluation
-transform, a capped number per class, where that code reads the test set; groups are renewed; one process keeps the
-bank. BatchNorm statistics at an anchor are estimated on the same images before its Fisher, because an anchor is no
-network that was trained. The curvature of the penalty is cut where a step of the largest learning rate would overshoot
-the centre of the penalty (``limit_curvature``): with groups of a few images lambda / |G_j| makes some elements so stiff
-that an explicit step diverges on them.
+Differs from the official code: quality and Fisher come from training images (or a validation part), where that code
+reads the test set. The images have the evaluation transform, and their number per class is capped. Groups are renewed,
+and one process keeps the bank. The same images give the BatchNorm statistics at an anchor before its Fisher, because an
+anchor was never trained. ``limit_curvature`` cuts the curvature where a step of the largest learning rate would
+overshoot the centre of the penalty. With groups of a few images lambda / |G_j| makes some elements so stiff that an
+explicit step diverges on them.
 """
 
 import json
@@ -60,15 +60,15 @@ def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
 class GKP:
     """Grouped knowledge preservation (Chen et al. 2026) as a callback of the training loop.
 
-    Its optimizer is :class:`timm_lt.optim.GSA`. ``GSA(Z=0)`` steps on the plain loss and the penalty (GKP alone);
+    Its optimizer is :class:`timm_lt.optim.GSA`. ``GSA(Z=0)`` steps on the plain loss and the penalty (GKP alone).
     ``strength=0`` leaves GSA with the groups of the bank (GSA alone). Until the first grouping the optimizer's own
     groups hold and there is no penalty. ``groups.json`` in the run folder lists the classes of every group and the
     epoch from which they hold.
 
     Args:
         class_counts: Training images per class, (C,), or a ``ClassDistribution``, whose class names are written too.
-        loader: Images of the training or validation part with labels, on the device of the model: read once an epoch,
-            each image once over all processes, evaluation transform, in an order that mixes classes.
+        loader: Images of the training or validation part with labels, on the device of the model. Each epoch reads
+            every image once over all processes. Use the evaluation transform and an order that mixes classes.
         num_groups: G; 4 in the paper, 6 on ImageNet-LT.
         regroup_every: Epochs between two groupings, >= 1.
         regroup_epochs: Epochs, counted from 0, after which classes are grouped; replaces ``regroup_every``.

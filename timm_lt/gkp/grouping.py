@@ -66,7 +66,7 @@ def spectral_groups(similarity: Tensor, num_groups: int, seed: int = 0) -> Tenso
 
 
 def weighted_spectral_groups(similarity: Tensor, counts: Tensor, num_groups: int, seed: int = 0) -> Tensor:
-    """:func:`spectral_groups` of points that each stand for several classes of the same similarity.
+    """:func:`spectral_groups` of points that each represent several classes of the same similarity.
 
     Args:
         similarity: Cosines between the E points, (E, E).

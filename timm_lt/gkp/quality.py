@@ -4,10 +4,10 @@ Paper: Chen et al., "GKP+GSA", CVPR 2026, feature quality: ``Q_c = Dis_c - beta 
 Implements: ``Dis_c`` = distance of the centroid of class c to the nearest other centroid, ``Var_c`` = mean squared
 distance of its features to its centroid; beta = 0.5.
 Source: written from the paper; compared with the released code in ``tests/golden``.
-Differs from the official code: that one uses ``-1 / Dis_c - log Var_c`` (``variant='released'`` here) and takes its
-features from the test set; the caller hands over training or validation features here. Means and squared distances to
-them are merged batch by batch (Chan et al.), so that memory is one (C, D) table for any number of images, and features
-far from the origin lose no digits.
+Differs from the official code: that code uses ``-1 / Dis_c - log Var_c`` (``variant='released'`` here) and takes its
+features from the test set. Callers pass training or validation features here. Means and squared distances to them are
+merged batch by batch (Chan et al.). Memory is one (C, D) table for any number of images, and features far from the
+origin lose no digits.
 """
 
 from dataclasses import dataclass

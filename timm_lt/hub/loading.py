@@ -87,7 +87,7 @@ class Checkpoint:
     def __call__(self, input: str | Path | Image.Image) -> dict[str, float]: ...
 
     def __call__(self, input: Tensor | str | Path | Image.Image) -> Tensor | dict[str, float]:
-        """What the network says, post-hoc correction included.
+        """Scores or probabilities from the network, post-hoc correction included.
 
         A transductive correction is left out: it needs the logits of all test images at once; call ``posthoc`` on them.
 
@@ -96,8 +96,8 @@ class Checkpoint:
                 PIL image.
 
         Returns:
-            Of a batch its scores, (B, C). Of one image the probability of each class by its name (its number where the
-            checkpoint has no names), in [0, 1], the most probable first.
+            Scores (B, C) for a batch. For one image, the probability in [0, 1] of each class by name, the most probable
+            first. Classes go by number where the checkpoint has no names.
 
         Raises:
             ImageReadError: If the file cannot be read; it is an ``OSError``.
@@ -147,8 +147,8 @@ def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 
     file is refused unread.
 
     Args:
-        name_or_dir: A folder (a hub folder, or the run that has one), ``'local-dir:FOLDER'``, the name of a checkpoint
-            that comes with the package (``'digits'``), or ``'hf-hub:USER/NAME'`` or ``'USER/NAME'`` on the Hub.
+        name_or_dir: A folder (a hub folder, or the run that has one) or ``'local-dir:FOLDER'``. ``'digits'`` names a
+            checkpoint that comes with the package. ``'hf-hub:USER/NAME'`` or ``'USER/NAME'`` names one on the Hub.
         revision: Branch, tag or commit on the Hub.
         device: Where the network goes.
 
@@ -218,7 +218,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as e:
-        raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
+        raise HubError(f'{path} is damaged: {e}. Download the checkpoint again') from e
 
 
 def _posthoc(path: Path, num_classes: int) -> PostHoc | None:
@@ -242,7 +242,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise HubError(f'{path} is damaged: {e}. Download the checkpoint anew') from e
+        raise HubError(f'{path} is damaged: {e}. Download the checkpoint again') from e
     if not isinstance(recipe, dict):
-        raise HubError(f'{path} is damaged: it holds no `key: value` lines. Download the checkpoint anew')
+        raise HubError(f'{path} is damaged: it holds no `key: value` lines. Download the checkpoint again')
     return recipe

@@ -1,9 +1,9 @@
 """Upload to and download from the Hugging Face Hub.
 
 An upload is one commit, so that weights, class counts, figures and card on the Hub always belong together. Large files
-go up before the commit, addressed by their SHA-256: what reached the Hub before an interruption is not sent again, and
-a second push of the same folder sends no weights and makes no commit. ``HfApi.upload_folder`` (with Xet) and
-``upload_large_folder`` may split a folder into several commits, which a reader could see half done.
+go up before the commit and are addressed by their SHA-256. A push after an interruption therefore sends only the
+missing files. A second push of the same folder sends no weights and makes no commit. ``HfApi.upload_folder`` (with Xet)
+and ``upload_large_folder`` may split a folder into several commits, which a reader could see half done.
 """
 
 import re
@@ -114,14 +114,14 @@ def push(
 def pull(repo_id: str, folder: str | Path, *, revision: str | None = None) -> Path:
     """Download a checkpoint into a folder and check its weights; an interrupted download goes on where it stopped.
 
-    What an earlier pull into the folder brought and the revision lacks is removed: a correction that no longer holds.
+    Files of an earlier pull that the revision lacks are removed, because a correction among them no longer holds.
 
     Raises:
         HubError: If it cannot be downloaded, or its weights are not those that ``manifest.json`` records.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
-    with _explained(f'cannot download {repo_id}', f'What arrived is kept in {folder}'):
+    with _explained(f'cannot download {repo_id}', f'The files that arrived are kept in {folder}'):
         commit = _api().model_info(repo_id, revision=revision).sha
         snapshot_download(repo_id, revision=commit, local_dir=folder, allow_patterns=list(UPLOADED), **_library())
         remote = _api().list_repo_files(repo_id, revision=commit)
@@ -143,12 +143,13 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
 
 def list_remote(author: str | None = None, limit: int | None = None) -> list[str]:
-    """Names of the checkpoints on the Hub that this package wrote, of one user or of all; ``limit`` of them at most.
+    """Names of at most ``limit`` checkpoints on the Hub that this package wrote, of one user or of all.
 
     Raises:
         HubError: If the Hub cannot be asked.
     """
-    with _explained('cannot list the checkpoints on the Hub', 'Those that come with the package need no network'):
+    kept = 'The checkpoints that come with the package need no network'
+    with _explained('cannot list the checkpoints on the Hub', kept):
         return sorted(m.id for m in _api().list_models(filter=TAG, author=author, limit=limit))
 
 
@@ -205,7 +206,7 @@ def _explained(what: str, kept: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """What to do about an error of the client; None if it is none of the client's."""
+    """Advice for an error of the client; None for any other error."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
         cause = cause.__cause__  # an upload thread wraps the error
@@ -222,7 +223,7 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, EntryNotFoundError):
         return 'the Hub cannot be reached and the files are not in the cache; check the network and try again'
     if isinstance(error, UnicodeEncodeError):
-        return 'the token has characters that no token has; set HF_TOKEN anew, or log in with `hf auth login`'
+        return 'the token has invalid characters; set HF_TOKEN to a valid token, or log in with `hf auth login`'
     if isinstance(error, (ValueError, RuntimeError, OSError)):
         return ' '.join(str(error).split())
     return None
@@ -234,7 +235,7 @@ def _status_reason(status: int, server_message: str) -> str:
     if status in (402, 413, 507) or (status == 403 and full):
         return f'the storage of the account is used up or the file is too large{said}; free some, or make it public'
     if status == 401:
-        return f'the token is not valid{said}; log in anew with `hf auth login`'
+        return f'the token is not valid{said}; log in again with `hf auth login`'
     if status in (403, 409):
         return (
             f'the name is taken by someone else, or the token may not write there{said}; choose another USER/NAME, or '

@@ -48,7 +48,7 @@ def write_manifest(folder: Path, **entries: Any) -> None:
 def read_weights(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a folder's ``model.safetensors``.
 
-    A folder that timm alone wrote has no ``manifest.json`` and so no recorded SHA-256; its file is still checked to be
+    A folder that timm alone wrote has no ``manifest.json``, so no SHA-256 is recorded. Its file must still be
     safetensors. A folder of this package without one is refused.
 
     Raises:
@@ -66,7 +66,7 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         start = f.read(9)
     if start[:2] == b'PK' or start[:1] == b'\x80' or start[8:9] != b'{':
         raise HubError(
-            f'{path} is not a safetensors file (pickled or damaged); it was not opened. Download it anew, or ask its '
+            f'{path} is not a safetensors file (pickled or damaged); it was not opened. Download it again, or ask its '
             f'author for safetensors weights')
     recorded = _recorded_sha256(folder)
     if recorded is not None:
@@ -74,11 +74,11 @@ def read_weights(folder: str | Path) -> dict[str, Tensor]:
         if found != recorded:
             raise HubError(
                 f'{path} was changed after it was written: SHA-256 {found}, but {MANIFEST} records {recorded}. '
-                f'Download it anew; do not use it')
+                f'Download it again; do not use it')
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as e:
-        raise HubError(f'{path} is damaged: {e}. Download it anew') from e
+        raise HubError(f'{path} is damaged: {e}. Download it again') from e
 
 
 def _recorded_sha256(folder: Path) -> str | None:
@@ -87,9 +87,9 @@ def _recorded_sha256(folder: Path) -> str | None:
         if all((folder / name).is_file() for name in ('class_distribution.json', 'recipe.yaml')):
             raise HubError(
                 f'{folder} is damaged: its {MANIFEST}, which records the SHA-256 of the weights, is missing. Download '
-                f'the checkpoint anew')
+                f'the checkpoint again')
         return None
     try:
         return str(json.loads(path.read_text(encoding='utf-8'))['sha256'])
     except (ValueError, KeyError, TypeError) as e:
-        raise HubError(f'{path} is damaged: {e!r}. Download the checkpoint anew') from e
+        raise HubError(f'{path} is damaged: {e!r}. Download the checkpoint again') from e

@@ -1,4 +1,4 @@
-"""What every loss shares: one value per sample, float32 arithmetic, class weights, statistics taken once per batch."""
+"""Base of the losses: one value per sample, float32 arithmetic, class weights, statistics taken once per batch."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,17 +32,17 @@ class LongTailLoss(nn.Module):
 
     A subclass writes :meth:`per_sample`. ``loss(logits, target)`` takes logits (B, C) of any float dtype and targets
     (B,) int64 or, where the method allows, soft (B, C). Arithmetic is float32 (float64 stays), also under autocast.
-    The loss of a soft target ``t`` is the expectation ``sum_c t_c * loss(z, c)``, what Mixup's definition asks for; for
+    The loss of a soft target ``t`` is the expectation ``sum_c t_c * loss(z, c)``, as Mixup defines it. For
     cross-entropy on fixed adjusted logits this is the usual soft cross-entropy. :meth:`per_sample` is therefore linear
     in a soft target and must not normalise it.
 
-    Samples with the label ``ignore_index`` (-100, as in torch) are left out: the value is that of the other samples
-    alone, and 0 if none is left. :meth:`per_sample` never sees the label. On a CPU the values of targets are checked
-    at every call, on other devices at the first, because reading them makes the host wait.
+    Samples with the label ``ignore_index`` (-100, as in torch) are left out. The other samples alone give the value,
+    which is 0 if none is left. :meth:`per_sample` never sees the label. A CPU checks the values of targets at every
+    call. Other devices check them at the first call, because reading them makes the host wait.
 
     Args:
-        reduction: 'mean', 'sum' or 'none' -> (B,). With class weights, 'none' and 'sum' are of the weighted values and
-            'mean' divides by the sum of the weights of the targets, as in torch's cross-entropy.
+        reduction: 'mean', 'sum' or 'none' -> (B,). With class weights, 'none' and 'sum' use the weighted values. 'mean'
+            divides by the sum of the targets' weights, as in torch's cross-entropy.
         class_weight: Weight of each class, (C,), or None. Deferred re-weighting sets it later by
             :meth:`set_class_weight`.
         num_classes: C, where the subclass knows it (from its class counts); logits and class weights must have it.

@@ -11,7 +11,7 @@ from timm.loss._loss_factory import create_classification_loss as timm_create_cl
 from .._registry import LOSSES, call_factory
 from .._validate import check_class_counts
 
-TIMM_LOSS_NAMES = tuple(LOSS_TYPES)  # as they were before this package adds its own
+TIMM_LOSS_NAMES = tuple(LOSS_TYPES)  # without the losses that this package adds
 
 
 def list_losses(filter: str = '', soft_targets: bool | None = None, views: bool = False) -> list[str]:
@@ -34,8 +34,8 @@ def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module
 
     Args:
         name: One of ``list_losses(views=True)`` or of ``timm.loss.LOSS_TYPES``.
-        class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``. Handed to the losses that
-            need it; others ignore it, so that a script can always pass it.
+        class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``. Losses that do not need it
+            ignore it, so a script can always pass it.
         **kwargs: Options of the loss.
 
     Returns:
@@ -61,11 +61,11 @@ def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module
 
 
 def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, *args: Any, **kwargs: Any) -> nn.Module:
-    """What ``timm.loss.create_classification_loss`` gives for our names.
+    """Criterion of this package, in the form that ``timm.loss.create_classification_loss`` returns.
 
     timm's training script hands over the options of all its losses at once. Those left at their defaults are ignored.
-    ``smoothing`` and ``soft_targets`` mean what they mean in timm (smoothing is ignored with soft targets, since
-    Mixup and CutMix have applied it), ``class_counts`` and ``class_weight`` go to the loss.
+    ``smoothing`` and ``soft_targets`` have timm's meaning. Soft targets ignore smoothing, because Mixup and CutMix have
+    applied it. ``class_counts`` and ``class_weight`` go to the loss.
 
     Args:
         original: timm's function, whose signature tells its options and their defaults.

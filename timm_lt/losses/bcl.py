@@ -36,9 +36,9 @@ def balanced_contrastive_loss(
 ) -> Tensor:
     """Supervised contrastive loss in which every class has the same share of the denominator.
 
-    The contrast set of the 2B anchors is the 2B features and the C prototypes. In the denominator the terms of a class
-    are averaged (the anchor itself left out, the prototype counted); the numerator is averaged over the positives, of
-    which the prototype is one, so that a class with one image is well defined.
+    The contrast set of the 2B anchors is the 2B features and the C prototypes. The denominator averages the terms of a
+    class (the anchor itself left out, the prototype counted). The numerator averages over the positives. The prototype
+    is one of them, so a class with one image is well defined.
 
     Args:
         features: L2-normalised features of two views, (B, 2, D).
@@ -85,9 +85,9 @@ class BCLLoss(LongTailLoss):
     Takes what :class:`timm_lt.models.BCLModel` gives for three views: (logits, features, prototypes). Plain logits, as
     in evaluation, give the first part alone, in evaluation mode only.
 
-    The contrastive part couples the samples of a batch: the value of a sample is that of its own two anchors, against
-    all the others; the mean of the values is the loss, but the value of a sample changes with its batch. Targets must
-    be class indices, since positives are found by class, and class weights are not taken.
+    The contrastive part couples the samples of a batch, because it compares the two anchors of a sample with all the
+    others. The mean of the values is the loss, but the value of a sample changes with its batch. Targets must be class
+    indices, because positives are found by class. Class weights are not taken.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

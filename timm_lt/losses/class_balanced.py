@@ -5,8 +5,8 @@ https://arxiv.org/abs/1901.05555
 Implements: the class-balanced softmax, sigmoid and focal losses, with weights ``(1 - beta) / (1 - beta**n_c)``
 normalised to sum C.
 Source: written from the paper.
-Differs from the paper / official code: the code that most projects use takes, for the softmax form, the binary
-cross-entropy of the softmax probabilities, averaged over B x C: ``variant='released'``. ``variant='paper'`` (default)
+Differs from the paper / official code: for the softmax form, ``variant='released'`` follows the code that most projects
+use. It takes the binary cross-entropy of the softmax probabilities, averaged over B x C. ``variant='paper'`` (default)
 is the weighted softmax cross-entropy. The sigmoid and focal forms are the same in both.
 """
 
@@ -60,7 +60,7 @@ def class_balanced_loss(
         return reduce(-(weighted * F.log_softmax(logits, dim=1)).sum(1), reduction, target)
     if form == 'softmax':
         p = F.softmax(logits, dim=1)
-        there = p.nan_to_num(0.5)  # torch refuses NaN here; the loss is to be NaN, for a gradient scaler to skip
+        there = p.nan_to_num(0.5)  # torch refuses NaN here; a NaN loss makes a gradient scaler skip the step
         positive, negative = (
             (F.binary_cross_entropy(there, torch.full_like(p, t), reduction='none') + 0 * p) / logits.shape[1]
             for t in (1.0, 0.0))

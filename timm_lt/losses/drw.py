@@ -4,8 +4,8 @@ Papers: K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Awa
 https://arxiv.org/abs/1906.07413, Algorithm 1; the weights are those of Y. Cui et al., "Class-Balanced Loss Based on
 Effective Number of Samples", CVPR 2019, https://arxiv.org/abs/1901.05555
 Source: written from the papers.
-Differs from the paper / official code: Algorithm 1 writes inverse frequencies; the official code uses the effective
-number with beta = 0.9999, and so does this module.
+Differs from the paper / official code: Algorithm 1 writes inverse frequencies. This module uses the effective number
+with beta = 0.9999, as the official code does.
 """
 
 from typing import Any

@@ -2,8 +2,8 @@
 
 Paper: J. Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020,
 https://arxiv.org/abs/2003.05176
-Implements: the softmax equalization loss: the terms of rare classes that are not the sample's own are dropped at random
-from the denominator.
+Implements: the softmax equalization loss. It drops terms of rare classes other than the sample's class at random from
+the denominator.
 Source: written from the paper.
 Differs from the paper / official code: no. A draw is made for each sample and class.
 """
@@ -41,7 +41,7 @@ def eql_loss(logits: Tensor, target: Tensor, rare: Tensor, drop: Tensor, reducti
         dropped = dropped.scatter(1, with_valid_labels(target)[:, None], False)
         kept = logits.masked_fill(dropped, float('-inf'))
         return reduce(F.cross_entropy(kept, target, reduction='none'), reduction, target)
-    # with all terms dropped the own term alone stays: a very small number stands for none
+    # a very small number replaces -inf, so that the term of the class remains if all others are dropped
     lowest = torch.finfo(logits.dtype).min
     kept = torch.logsumexp(logits.masked_fill(dropped, lowest), dim=1, keepdim=True)
     denominator = torch.where(dropped, torch.logaddexp(kept, logits), kept)
@@ -53,7 +53,8 @@ class EqualizationLoss(LongTailLoss):
     """Cross-entropy in which rare classes are mostly spared the gradient of other classes' samples.
 
     Draws come from torch's global generator of the logits' device, as those of dropout do; in evaluation mode nothing
-    is dropped. Every pass draws anew, also the further passes that a sharpness-aware optimizer makes over one batch.
+    is dropped. Every pass draws new numbers, also the further passes that a sharpness-aware optimizer makes over one
+    batch.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

@@ -3,10 +3,10 @@
 Paper: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, https://arxiv.org/abs/1708.02002
 Implements: Eq. (4) and, with class weights, Eq. (5), with the softmax probability of the class as ``p_t``.
 Source: written from the paper.
-Differs from the paper / official code: with class weights the LDAM-DRW repository, whose softmax form the long-tail
-papers compare with, sets ``p_t = exp(-w_y * CE)``, so that the weight also enters the modulating factor, and divides by
-B: ``variant='released'``. ``variant='paper'`` (default) weighs the whole term and divides by the sum of the weights.
-Without class weights the two are one.
+Differs from the paper / official code: with class weights, ``variant='released'`` follows the LDAM-DRW repository.
+Long-tail papers compare with its softmax form. It sets ``p_t = exp(-w_y * CE)``, so the weight also enters the
+modulating factor, and divides by B. ``variant='paper'`` (default) weighs the whole term and divides by the sum of the
+weights. Without class weights the two are one.
 """
 
 import torch

@@ -11,13 +11,13 @@ j received) and ``phi_k = sum_{j != k} A[j, k]`` (negative gradient that samples
 vectors). The adjusted logits of a sample of class y are ``z'_j = z_j + lambda1 * log(theta_j + 1e-3)``, the negative
 ones (j != y) less ``lambda2 * log(phi_y + 1e-3)``.
 
-Only a vector is kept. The entries of a softmax gradient sum to zero, so ``sum_{j != y} |g_i[j]| = |g_i[y]|
-= 1 - p'_iy``: theta and phi are the same vector, and one sample adds ``1 - p'_iy = 1 - exp(-loss_i)`` to entry ``y_i``.
+Only a vector is kept. The entries of a softmax gradient sum to zero, so ``sum_{j != y} |g_i[j]| = |g_i[y]| = 1 -
+p'_iy``. Therefore theta and phi are the same vector. One sample adds ``1 - p'_iy = 1 - exp(-loss_i)`` to entry ``y_i``.
 
 Differs from the paper / official code: ``variant='paper'`` (default) takes the second margin as the paper words it, on
-the negative logits only. The official code subtracts it from every logit of the sample, which the softmax cancels; it
-accumulates the gradient of the batch mean (1 / B of the above), and adds the running sum anew in every iteration, so
-that early iterations weigh more: ``variant='released'``.
+the negative logits only. The official code (``variant='released'``) subtracts it from every logit of the sample, which
+the softmax cancels. It accumulates the gradient of the batch mean (1 / B of the above). It adds the running sum again
+in every iteration, so early iterations weigh more.
 """
 
 import torch
@@ -78,8 +78,8 @@ def _losses(
     """Loss of each sample, (B,); for a soft target that of each sample for every class, (B, C)."""
     log_sum = torch.log(gradient_sum + epsilon).to(logits.dtype)
     adjusted = torch.add(logits, log_sum, alpha=lambda1)
-    # a margin off all negative logits is the same, to the softmax, as that margin on the own logit;
-    # one off all logits ('released') is nothing
+    # softmax does not tell a margin off all negative logits from that margin added to the logit of the class; it
+    # cancels a margin off all logits ('released')
     has_own_margin = variant == 'paper' and lambda2 > 0
     if target.is_floating_point():
         return margin_losses(adjusted, -lambda2 * log_sum) if has_own_margin else -F.log_softmax(adjusted, dim=1)
@@ -97,10 +97,10 @@ def _several_processes() -> bool:
 class GALALoss(LongTailLoss):
     """Cross-entropy on logits adjusted by the gradients that each class vector has received so far.
 
-    In training mode with gradients enabled, each call adds the gradients of its batch to the statistics, after the loss
-    was taken with the statistics as they stood; how and when is set by :meth:`statistics`. In evaluation mode the
-    logits are not adjusted. Two vectors of length C at most are kept, in buffers that are saved and resumed. Committing
-    sums over the processes of the default group, so that all ranks hold the statistics of the joint batch.
+    In training mode with gradients enabled, each call first computes the loss with the present statistics. It then adds
+    the gradients of its batch to them, see :meth:`statistics` for how and when. In evaluation mode the logits are not
+    adjusted. Two vectors of length C at most are kept, in buffers that are saved and resumed. A commit sums over the
+    processes of the default group, so all ranks hold the statistics of the joint batch.
 
     A soft target counts as a sample of each of its classes, by its share.
 
@@ -196,7 +196,7 @@ class GALALoss(LongTailLoss):
         else:
             count = self.pending[-1]
             self.gradient_sum += self.pending[:-1] / count.clamp_min(1)
-            # the running sum is added anew by every step that had samples
+            # every step with samples adds the running sum again
             self.repeated_sum += self.gradient_sum * (count > 0)
         self.pending.zero_()
 

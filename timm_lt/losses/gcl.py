@@ -70,9 +70,9 @@ def gcl_loss(
 class GCLLoss(LongTailLoss):
     """Cross-entropy on cosines that are lowered at random, the more the smaller the class.
 
-    The logits must be plain cosines in [-1, 1], from a classifier with normalised features and class vectors and no
-    scale of its own; the loss scales them. Draws come from torch's global generator of the logits' device, as those of
-    dropout do; in evaluation mode there is no noise. Every pass draws anew, also the further passes that a
+    The logits must be plain cosines in [-1, 1], because the loss scales them. The classifier must normalise features
+    and class vectors and must not scale. Draws come from torch's global generator of the logits' device, as those of
+    dropout do; in evaluation mode there is no noise. Every pass draws new numbers, also the further passes that a
     sharpness-aware optimizer makes over one batch.
 
     The paper's second stage (classifier only, class-balanced sampling) is ``margin=0.1, scale=20, focal_gamma=1``.

@@ -36,15 +36,15 @@ def lade_regularizer(
     """Shares of the samples in the regulariser, (B,); their sum is its value for the batch.
 
     The value is ``sum_c pi_c * (-mean_{i in c} z_ic + m_c + remine_lambda * m_c**2)`` with
-    ``m_c = log((1/B) sum_i u_i exp(z_ic))`` and ``u_i = 1 / (C * pi_{y_i})``. The first term of class c falls to its
-    samples in the batch (none: no such term), the others to all samples alike.
+    ``m_c = log((1/B) sum_i u_i exp(z_ic))`` and ``u_i = 1 / (C * pi_{y_i})``. The samples of class c in the batch share
+    its first term (a class without samples has none). All samples share the others equally.
 
     Args:
         logits: Unnormalised scores, (B, C).
         target: Class indices, (B,).
         log_prior: Logarithm of the share of each class among the training images, (C,).
         remine_lambda: Weight of the squared term, which keeps the bound from drifting, >= 0.
-        variant: 'paper', or 'released': ``u = 1 / (C * pi_c)`` of the column c in the place of ``u_i``.
+        variant: 'paper', or 'released': ``u = 1 / (C * pi_c)`` of the column c instead of ``u_i``.
     """
     batch, num_classes = logits.shape
     log_prior = log_prior.to(logits.dtype)
@@ -92,10 +92,10 @@ def lade_loss(
 class LADELoss(LongTailLoss):
     """Balanced softmax with a regulariser that drives each logit towards the log density ratio of its class.
 
-    The regulariser couples the samples of a batch: a per-sample value is the balanced softmax of the sample plus B
-    times its share of the regulariser, so that their mean is the loss. Under several processes each batch part has its
-    own. It is an expectation over the images *of* a class, and smoothing or mixing would make every image one of every
-    class: soft targets are refused.
+    The regulariser couples the samples of a batch. A per-sample value is the sample's balanced softmax plus B times its
+    share of the regulariser, so their mean is the loss. Under several processes each part of the batch has a separate
+    regulariser. Soft targets are refused, because the regulariser is an expectation over the images *of* a class.
+    Smoothing or mixing would make every image one of every class.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

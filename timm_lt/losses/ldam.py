@@ -57,8 +57,8 @@ def ldam_loss(
 class LDAMLoss(LongTailLoss):
     """Cross-entropy with a margin that grows as classes get smaller, on scaled cosines, Cao et al., Eq. (13).
 
-    The logits must be plain cosines in [-1, 1], from a classifier with normalised features and class vectors and no
-    scale of its own; the loss scales them.
+    The logits must be plain cosines in [-1, 1], because the loss scales them. The classifier must normalise features
+    and class vectors and must not scale.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

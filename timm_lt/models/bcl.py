@@ -5,8 +5,8 @@ https://arxiv.org/abs/2207.09052
 Implements: Sec. 3.3, the classifier branch and the contrastive branch with class prototypes made of the classifier
 weights.
 Source: written from the paper.
-Differs from the paper / official code: both MLPs are without BatchNorm, so that a prototype depends on its class vector
-alone; the classifier is the timm model's own (put a cosine classifier into the model first where one is wanted).
+Differs from the paper / official code: both MLPs have no BatchNorm, so a prototype depends on its class vector alone.
+The timm model keeps its classifier; give it a cosine classifier first where one is wanted.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ __all__ = ['BCLModel', 'BCLOutput']
 
 
 class BCLOutput(NamedTuple):
-    """What :class:`BCLModel` gives in training.
+    """Output of :class:`BCLModel` in training.
 
     Attributes:
         logits: Of the classifier view, (B, C).
@@ -37,12 +37,12 @@ class BCLOutput(NamedTuple):
 class BCLModel(nn.Module):
     """Any timm model with a projection head and a prototype head around it.
 
-    Stacked views (B, 3, ch, H, W), the classifier view first, give a :class:`BCLOutput`; plain images (B, ch, H, W)
-    give plain logits. All views pass the network together: BatchNorm sees 3B images at once.
+    Stacked views (B, 3, ch, H, W), the classifier view first, give a :class:`BCLOutput`. Plain images (B, ch, H, W)
+    give plain logits. All views pass the network together, so BatchNorm sees 3B images at once.
 
     Args:
-        model: A timm model with one linear (also as a 1x1 convolution) or cosine classifier; kept as :attr:`model`, and
-            the one to be exported.
+        model: A timm model with one linear (also as a 1x1 convolution) or cosine classifier. :attr:`model` keeps it for
+            export.
         projection_dim: Length D of the contrastive features.
         hidden_dim: Width of the MLPs' hidden layer; None takes the length of the model's features.
 

@@ -92,7 +92,7 @@ class CosineClassifier(nn.Module):
 
 @register_notrace_module  # torch.fx cannot follow the number of dimensions
 class _ConvCosineClassifier(CosineClassifier):
-    """Stands in for a 1x1 convolution: takes pooled features (B, D, H, W) too."""
+    """Also takes pooled features (B, D, H, W), because it may replace a 1x1 convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
@@ -116,16 +116,16 @@ def create_head(
 
 
 def use_cosine_classifier(model: nn.Module, scale: float = 16.0, learnable: bool = False) -> nn.Module:
-    """Put a fresh cosine classifier in the place of the linear classifier of any timm model.
+    """Replace the linear classifier of any timm model by a new cosine classifier.
 
     Do so before the optimizer is built. ``model.reset_classifier(...)`` afterwards puts the model's own kind of
     classifier back; call this function again after it.
 
     Checkpoints: the state dict of the changed model loads into a model changed in the same way. A plain timm model
-    cannot take it over, since normalising features is no linear layer. The networks of this package have
-    ``cosine_scale`` as an argument, so ``timm.create_model('resnet32_cifar', cosine_scale=16.0)`` has the cosine
-    classifier from the start and a saved folder that names the argument rebuilds it; for any other network
-    ``timm.create_model('cosine_network', network='resnet18', cosine_scale=16.0)`` does the same.
+    cannot load it, because no linear layer normalises features. The networks of this package have ``cosine_scale`` as
+    an argument. ``timm.create_model('resnet32_cifar', cosine_scale=16.0)`` has the cosine classifier from the start,
+    and a saved folder that names the argument rebuilds it. For any other network ``timm.create_model('cosine_network',
+    network='resnet18', cosine_scale=16.0)`` does the same.
 
     Args:
         model: A timm model with one classifier, a linear layer or a 1x1 convolution; changed in place.

@@ -1,7 +1,7 @@
 """Any timm network with a cosine classifier, under one name of timm's registry.
 
 A saved folder names a network of the registry and its arguments. No network of timm has the cosine classifier as an
-argument, so a folder of one that was given it (:func:`timm_lt.models.use_cosine_classifier`) names this one.
+argument. A folder of a network from :func:`timm_lt.models.use_cosine_classifier` therefore names this one.
 """
 
 import functools
@@ -33,8 +33,8 @@ def cosine_network(
     """The network ``network`` of timm with a cosine classifier.
 
     Args:
-        pretrained: Load the weights of a saved folder, classifier included; without a folder, timm's weights of
-            ``network`` under a fresh classifier.
+        pretrained: Load the weights of a saved folder, classifier included. Without a folder, load timm's weights of
+            ``network`` under a new classifier.
         pretrained_cfg: Of a saved folder; given by ``timm.create_model``.
         network: Name of the network.
         cosine_scale: See :class:`CosineClassifier`.

@@ -4,8 +4,8 @@ Paper: J. Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-In
 Networks", ICML 2021, https://arxiv.org/abs/2102.11600
 Implements: Eq. (6) with ``T = diag(|theta|) + eta I``, ``eps = rho T^2 g / |T g|``.
 Source: written from the paper.
-Differs from the paper / official code: ``eta`` is 0 unless given (the paper's experiments use 0.01), as in the adaptive
-form of the usual PyTorch SAM, and T acts on all parameters; its official code takes T = 1 for biases.
+Differs from the paper / official code: ``eta`` is 0 unless given, as in the adaptive form of the usual PyTorch SAM; the
+paper's experiments use 0.01. T acts on all parameters; the official code takes T = 1 for biases.
 """
 
 from typing import Any

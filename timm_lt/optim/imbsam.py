@@ -5,9 +5,9 @@ ICCV 2023, https://arxiv.org/abs/2308.07815
 Implements: method section, the class-aware objective ``L_head(theta) + L_tail(theta + rho g_tail / |g_tail|)`` with the
 tail ``n_c < eta``.
 Source: written from the paper.
-Differs from the paper / official code: ``variant='paper'`` divides both sums by the batch size, so that rho = 0 is the
-base optimizer; 'released' also doubles the tail's, as the authors' repository does; 'group_mean' takes each part's mean
-over its own samples, as the SSE-SAM repository's ImbSAM does.
+Differs from the paper / official code: ``variant='paper'`` divides both sums by the batch size, so rho = 0 is the base
+optimizer. 'released' also doubles the tail's sum, as the authors' repository does. 'group_mean' takes each part's mean
+over its samples, as the SSE-SAM repository's ImbSAM does.
 """
 
 from typing import Any

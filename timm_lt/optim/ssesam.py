@@ -5,8 +5,8 @@ https://arxiv.org/abs/2412.13715
 Implements: method section, ``L_head(theta + eps_h) + L_tail(theta + eps_t)``, each part perturbed along its gradient by
 its radius. From epoch ``stage * num_epochs`` on the head's radius is 0.
 Source: written from the paper.
-Differs from the paper / official code: no; both sums are divided by the batch size, as in the released optimizer, also
-for batches without head or tail. Checkpoints hold the stage, which the released class does not save.
+Differs from the paper / official code: no. The batch size divides both sums, as in the released optimizer, also for
+batches without head or tail. Checkpoints hold the stage, which the released class does not save.
 """
 
 from typing import Any

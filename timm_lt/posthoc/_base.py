@@ -37,7 +37,7 @@ class PostHocMethod(ABC):
 
 
 def at_least_float32(name: str, values: Tensor) -> Tensor:
-    """``values`` in float32, or in float64 where they are so; a ValueError for what is no tensor (B, C) or (C,)."""
+    """``values`` in float32 (float64 stays); a ValueError unless it is a tensor (B, C) or (C,)."""
     if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim not in (1, 2) or not len(values):
         raise ValueError(f'{name} must be a floating-point tensor (B, C) or (C,), not empty, got {values!r:.80}')
     return values if values.dtype == torch.float64 else values.float()

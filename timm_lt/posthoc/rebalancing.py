@@ -4,10 +4,10 @@ Paper: F. Zhang et al., "Gradient-Aware Logit Adjustment Loss for Long-tailed Cl
 https://arxiv.org/abs/2403.09036
 Implements: ``P_ic / (sum_i P_ic)**tau`` with P the softmax matrix of a whole set of images.
 Source: written from the paper.
-Differs from the paper / official code: the published rule takes its column sums from the test images themselves
-(transductive: the prediction for an image depends on the other test images, and a single image has none). Column sums
-may also come from training or validation images (inductive). Products become sums of logarithms, because the published
-quotient underflows in float32 for a class that is never predicted.
+Differs from the paper / official code: the published rule takes its column sums from the test images themselves. It is
+transductive, because the prediction for an image depends on the other test images, and a single image has none. Column
+sums may also come from training or validation images (inductive). Products become sums of logarithms, because the
+published quotient underflows in float32 for a class that is never predicted.
 """
 
 import math
@@ -37,15 +37,15 @@ def rebalance_predictions(
     """Prediction re-balancing: ``log softmax(z)_ic - tau * log s_c``, with column sums ``s_c = sum_i softmax(z)_ic``.
 
     Args:
-        logits: Unnormalised scores, (B, C); also (C,) with a reference. Without one a single row (1, C) is no set to
-            take column sums from: its scores say nothing (all are 0 at tau 1).
+        logits: Unnormalised scores, (B, C); also (C,) with a reference. Without one, a single row (1, C) has no
+            meaningful column sums, so its scores say nothing (all are 0 at tau 1).
         tau: Strength, >= 0; 0 changes no prediction. Published: 1, and 1.4 to 1.7 on the large benchmarks.
         reference: Where the column sums are taken. None: ``logits`` itself (transductive, as published). Logits (M, C)
             of training or validation images, or their column sums (C,): inductive, works for one image.
         floor: Column sums below ``floor`` times their mean count as that; 0 is the published rule. With tau > 1 the
-            published score of a class grows without bound as its column sum goes to 0, so that a class which is never
-            predicted wins every row, whatever the precision (with a warning); 0.001 prevents it, and is what
-            :func:`choose_tau` and :class:`PostHoc` take.
+            published score of a class grows without bound as its column sum goes to 0. A class that is never predicted
+            then wins every row at any precision (with a warning). 0.001, the value of :func:`choose_tau` and
+            :class:`PostHoc`, prevents it.
 
     Returns:
         Log-scores, the shape of ``logits``; the exponential is the published score. A logit of -inf stays -inf.

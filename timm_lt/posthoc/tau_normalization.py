@@ -4,8 +4,9 @@ Paper: B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed
 https://arxiv.org/abs/1910.09217
 Implements: Eq. (4), ``W_c / |W_c|**tau``; the bias is left out.
 Source: written from the paper.
-Differs from the paper / official code: class vectors of a cosine classifier have equal norms, so that tau-normalisation
-would change no prediction: it is refused. It acts on class scales learnt on top (LWS, MiSLAS), see :func:`class_norms`.
+Differs from the paper / official code: tau-normalisation of a cosine classifier is refused. Its class vectors have
+equal norms, so no prediction would change. Tau-normalisation acts on class scales learnt on top (LWS, MiSLAS), see
+:func:`class_norms`.
 """
 
 from typing import Any
@@ -79,7 +80,7 @@ def class_norms(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
 
     A linear layer has the rows of its weight as class vectors. A classifier with one scale ``f_c`` per class
     (:class:`timm_lt.models.ScaledClassifier`, as LWS and MiSLAS leave it on a cosine classifier) has
-    ``f_c * s * w_c / |w_c|``, whose norm is ``|f_c| * s``: tau-normalisation then weakens the learnt scales.
+    ``f_c * s * w_c / |w_c|``, whose norm is ``|f_c| * s``. Tau-normalisation then weakens the learnt scales.
 
     Args:
         classifier: Classifier layer, or the timm model that has it.
@@ -88,8 +89,8 @@ def class_norms(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
         Norms, (C,), 1 for a class vector of zeros; bias, (C,), or None.
 
     Raises:
-        TypeError: If tau-normalisation has no meaning for the classifier: all class vectors of a cosine classifier have
-            the same norm, and DisAlign's depend on the image.
+        TypeError: If tau-normalisation has no meaning for the classifier. All class vectors of a cosine classifier have
+            the same norm, and DisAlign's norms depend on the image.
     """
     layer = _layer_of(classifier)
     if isinstance(layer, ScaledClassifier):

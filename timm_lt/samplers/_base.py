@@ -1,4 +1,4 @@
-"""What every sampler shares: exact quotas, class-aware cycling, division among processes, resume in mid-epoch.
+"""Base of the samplers: exact quotas, class-aware cycling, division among processes, resume in mid-epoch.
 
 A sampler states a law: the share of each class among the draws of an epoch. The rest is here and the same for all:
 
@@ -42,14 +42,14 @@ class LongTailSampler(Sampler[int]):
             :func:`check_not_divided`.
         rank: This process, in [0, W); given exactly when ``num_replicas`` is.
         num_samples: Draws M in an epoch, over all processes; None: the N of the images, unless the law says otherwise.
-        drop_last: Where M is no multiple of W: drop the last M mod W draws (True), or let the first draws of the epoch
-            come once more so that all processes have ceil(M / W) (False).
+        drop_last: True drops the last M mod W draws where M is no multiple of W. False repeats the first draws of the
+            epoch, so that all processes have ceil(M / W).
         num_classes: C; None takes the largest label + 1.
 
-    Under Accelerate (``prepare``) the loader alone sets the epoch: it calls :meth:`set_epoch` at the start of each
-    iteration, with its own count. Set it by ``loader.set_epoch(epoch)``, also after a resume.
+    Under Accelerate (``prepare``) the loader alone sets the epoch. It calls :meth:`set_epoch` with its count at the
+    start of each iteration. Set it by ``loader.set_epoch(epoch)``, also after a resume.
 
-    Process r gets draws r, r + W, r + 2 W, ... of :meth:`order`, so that a step of all processes is a window of it.
+    Process r gets draws r, r + W, r + 2 W, ... of :meth:`order`. A step of all processes is therefore a window of it.
 
     Raises:
         ValueError: If there are no labels, a label is negative, a class has no image, or an option is out of range.
@@ -187,8 +187,8 @@ class LongTailSampler(Sampler[int]):
 
         Args:
             position: Draws of this sampler that were used in the present epoch (of the whole order if it is not
-                divided). None: the draws handed out. A loader with workers, or prepared by Accelerate, fetches ahead:
-                then pass the samples that were trained on, over all processes if the sampler is not divided.
+                divided). None: the draws handed out. A loader with workers, or prepared by Accelerate, fetches ahead.
+                Then pass the number of samples trained on, over all processes if the sampler is not divided.
         """
         position = self._drawn if position is None else check_whole('position', position, 0)
         if position > len(self):
@@ -207,8 +207,8 @@ class LongTailSampler(Sampler[int]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next iteration continues the saved epoch at the saved position, also on another number of processes.
 
-        With a loader prepared by Accelerate call ``loader.set_epoch(state_dict['epoch'])`` afterwards: it would set its
-        own count, 0, and the position would be lost (with a warning).
+        With a loader prepared by Accelerate call ``loader.set_epoch(state_dict['epoch'])`` afterwards. It would
+        otherwise set its count, 0, and lose the position (with a warning).
 
         Raises:
             ValueError: If the state is of another sampler, seed or labels, or the position does not divide.
@@ -236,8 +236,8 @@ class LongTailSampler(Sampler[int]):
 def check_not_divided(loader_or_sampler: Any) -> None:
     """Refuse a loader whose sampler divides the epoch among processes, before something else divides it again.
 
-    ``Accelerator.prepare`` divides every loader. A sampler made with ``num_replicas`` (ours, torch's, timm's) has done
-    so already: each process would see 1 / W of its own part, and the other draws would silently be lost.
+    ``Accelerator.prepare`` divides every loader. A sampler made with ``num_replicas`` (ours, torch's, timm's) already
+    divides the epoch. Each process would then see only 1 / W of its part, and the other draws would silently be lost.
 
     Args:
         loader_or_sampler: A ``DataLoader``, timm's ``PrefetchLoader``, a batch sampler or a sampler.
@@ -265,7 +265,7 @@ def shuffle_within(groups: Tensor, generator: torch.Generator) -> Tensor:
         generator: Source of randomness.
 
     Returns:
-        Indices, (T,): place i takes the entry of a random place of its own group, each once.
+        Indices, (T,): place i takes the entry of a random place of its group, each once.
     """
     shuffled = torch.randperm(len(groups), generator=generator, device=CPU)
     return shuffled[torch.sort(groups[shuffled], stable=True).indices]

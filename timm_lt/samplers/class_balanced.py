@@ -7,7 +7,7 @@ https://arxiv.org/abs/1910.09217
 Implements: Kang et al. Eq. (1) with q = 0: every class has share 1 / C; drawn as Shen et al. do, from a list of classes
 and one list of images per class, each shuffled and gone through before it starts again.
 Source: written from the papers.
-Differs from the paper / official code: lists start anew in each epoch, so that an epoch depends on (seed, epoch) only.
+Differs from the paper / official code: new lists start in each epoch, so an epoch depends on (seed, epoch) only.
 """
 
 import torch

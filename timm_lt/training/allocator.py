@@ -9,13 +9,13 @@ _MOST_IN_OLD_VERSIONS = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in this process instead of giving it back to the system and asking for it again at every step.
+    """Keep freed memory in this process, because returning it to the system would cost page faults at every step.
 
-    Activations are allocated and freed at every step; that each first touch of a fresh page costs a page fault made a
-    step of ``resnet20_cifar`` on a CPU some 15% slower. The process holds its peak memory until it ends.
+    Every step allocates and frees activations, and each first touch of a new page costs a page fault. These made a step
+    of ``resnet20_cifar`` on a CPU some 15% slower. The process holds its peak memory until it ends.
 
     Returns:
-        Whether the C library could be told: glibc only, so not on macOS, Windows or musl.
+        Whether the C library took the setting; glibc only, so not on macOS, Windows or musl.
     """
     if not sys.platform.startswith('linux'):
         return False
@@ -23,6 +23,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    # without a threshold of its own, large tensors would bypass what is kept
+    # without a raised threshold, large tensors would bypass the memory that is kept
     mapped = mallopt(_MMAP_THRESHOLD, _LARGE) or mallopt(_MMAP_THRESHOLD, _MOST_IN_OLD_VERSIONS)
     return bool(mapped and mallopt(_TRIM_THRESHOLD, _LARGE))

@@ -40,7 +40,7 @@ MODEL_ERRORS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError,
 
 
 def cosine_scale(options: ModelOptions, loss: str) -> float | None:
-    """Scale of a cosine classifier, or None for a plain one: as asked, else where the loss is defined on cosines."""
+    """Scale of a cosine classifier, None for a plain one. The option decides, else the need of the loss."""
     on_cosines = LOSSES.trait(loss, 'cosine_classifier', False)
     wanted = on_cosines if options.cosine_classifier is None else options.cosine_classifier
     if not wanted:
@@ -156,7 +156,7 @@ def check_forward(options: ModelOptions, model: nn.Module, input_size: tuple[int
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             trial.train(batch_size == 1)(image)
-    except Exception as e:  # each network has errors of its own for sizes that it cannot take
+    except Exception as e:  # networks raise different errors for sizes that they cannot take
         size = 'x'.join(map(str, input_size))
         one = '; give a larger --batch-size' if batch_size == 1 else ''
         raise ConfigError(f'model {options.model!r} cannot take an image of {size} (--img-size): '
@@ -270,8 +270,8 @@ def build_ema(options: ModelOptions, model: nn.Module, updates: int) -> ModelEma
     """timm's moving average of the weights; it warms up by itself where the run is too short for its decay.
 
     Too short: over 1% of the average would still be initial weights after the last update, e.g. fewer than 23,000
-    updates of a decay of 0.9998. The decay of update t is then ``min(decay, 1 - (1 + t) ** (-2 / 3))``, timm's warm-up,
-    under which the initial weights vanish. A longer run keeps the decay as it is asked for.
+    updates of a decay of 0.9998. Update t then has the decay ``min(decay, 1 - (1 + t) ** (-2 / 3))``, timm's warm-up,
+    so the initial weights vanish. A longer run keeps the decay as it is asked for.
 
     Args:
         options: Decay, and whether there is an average.

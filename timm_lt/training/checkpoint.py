@@ -30,7 +30,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, note: dict | None = 
     accelerator.wait_for_everyone()
     problem = ''
     try:
-        accelerator.save_state(str(temporary))  # each process makes the folder, and files of its own
+        accelerator.save_state(str(temporary))  # each process makes the folder and writes its files
         if accelerator.is_main_process:
             note = {'processes': accelerator.num_processes} | (note or {})
             (temporary / DONE).write_text(json.dumps(note))

@@ -1,7 +1,7 @@
 """The post-hoc correction of a run: fitted on the final classifier, without test images unless it says otherwise.
 
-A correction belongs to one classifier and lies beside its weights: in the run folder and ``hub/`` for the exported
-model, in ``stage2/`` for a head that a second stage leaves as a module.
+A correction belongs to one classifier and is stored with its weights. The run folder and ``hub/`` hold it for the
+exported model. ``stage2/`` holds it for a head that a second stage leaves as a module.
 """
 
 import logging
@@ -77,8 +77,8 @@ def correct(options: PosthocOptions, stage: Stage, result: StageResult, folder: 
         folder: Takes the correction; the weights of the network lie there or in its ``hub/``.
 
     Returns:
-        An entry for ``metrics.json``: the figures under ``corrected``; where the classifier or its logits allow no
-        correction, the reason in one sentence under ``correction_left_out``.
+        An entry for ``metrics.json`` with the figures under ``corrected``. ``correction_left_out`` gives the reason in
+        one sentence where the classifier or its logits allow no correction.
     """
     data = stage.data
     images, fitted_on = (data.train, 'the training images') if data.validation is None else (

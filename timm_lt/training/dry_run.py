@@ -1,4 +1,4 @@
-"""What a run would be: its data, options, and the time and memory of a step, measured without a trace on disk."""
+"""Dry run: data, options, and the time and memory of a step. Nothing is written to disk."""
 
 import time
 from statistics import median

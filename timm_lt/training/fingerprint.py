@@ -1,4 +1,4 @@
-"""Data and processes that a run depends on: equal when it goes on and on every process, or refused with the difference.
+"""Fingerprint of the data and processes of a run, refused with the difference where a resume or a process disagrees.
 
 The options of a run are compared by :func:`timm_lt.training.resume.check_same_configuration`.
 """
@@ -70,7 +70,7 @@ def _first_difference(there: list, here: list, class_names: list[str] | None = N
 
 
 def check_fingerprint(here: dict[str, Any], run_folder: Path, accelerator: Accelerator, resumed: bool) -> None:
-    """Compare a fingerprint over all processes and with that of the run that goes on, then store it in the folder.
+    """Compare a fingerprint over all processes and with the resumed run, then store it in the folder.
 
     Args:
         here: What :func:`fingerprint` gives.

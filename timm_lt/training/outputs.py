@@ -85,7 +85,7 @@ class RunFolder:
         self._text('parts.json', json.dumps(members) + '\n')
 
     def write_correction(self, correction: PostHoc | None) -> None:
-        """``posthoc.json``, for the weights beside it; None removes that of an earlier attempt."""
+        """Write ``posthoc.json`` for the weights in the same folder; None removes the file of an earlier attempt."""
         if correction is not None:
             self._text('posthoc.json', json.dumps(json_ready(correction.to_dict()), indent=1) + '\n')
         elif self.writes:

@@ -100,8 +100,8 @@ class InputPipeline:
     def training_augmentation(self, images: Any) -> Augmentation:
         """The training augmentation that the options name.
 
-        The crop is chosen by the images where no option does: 'pad' for those in memory at the network's input size
-        (CIFAR and its like), timm's random resized crop for all others.
+        The images choose the crop where no option does. Images in memory at the network's input size (CIFAR and its
+        like) get 'pad'. All others get timm's random resized crop.
 
         Raises:
             ConfigError: If the options do not fit.

@@ -17,7 +17,7 @@ def agree_on_folder(options: Options, accelerator: Accelerator) -> tuple[RunFold
     """The folder of the run and its checkpoint (or None); the main process chooses, the others follow.
 
     Raises:
-        ConfigError: If the run that is to be resumed does not exist or has another configuration.
+        ConfigError: If the run to resume does not exist or has another configuration.
     """
     choice: Any = None
     if accelerator.is_main_process:
@@ -79,7 +79,7 @@ def check_same_configuration(options: Options, run_folder: Path) -> None:
 
 
 def _longer_run(keys: Collection[str], run_folder: Path) -> str:
-    """What to do where the number of epochs is the only difference, for the message."""
+    """Advice for the message where the number of epochs is the only difference."""
     weights = run_folder / 'hub' / 'model.safetensors'
     if not set(keys) <= {'epochs', 'warmup_epochs'} or not weights.is_file():
         return ''

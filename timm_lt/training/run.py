@@ -277,6 +277,6 @@ def _leave(accelerator: Accelerator) -> None:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     if accelerator.num_processes > 1 and accelerator.device.type == 'cpu':
-        # gloo's threads outlive the group (DistributedDataParallel holds it) and abort a process that exits while one
-        # still waits for the interpreter to let go of its last tensor
+        # gloo's threads outlive the group, because DistributedDataParallel holds it; they abort a process that exits
+        # while a thread waits for the interpreter to free its last tensor
         time.sleep(0.1)

@@ -41,7 +41,7 @@ class SecondStage:
 
     Attributes:
         result: The network with the method's classifier, and its logits of the test images.
-        exported: The model for ``hub/``: that of ``result``, or that of the first stage where the head is no plain
+        exported: Model for ``hub/``. It is the model of ``result``, or of the first stage where the head is no plain
             classifier.
         info: Facts about the stage, for ``metrics.json``.
     """
@@ -107,7 +107,7 @@ def _prepared(options: Stage2Options, data: Any, model: nn.Module) -> Stage2Meth
         method.prepare(model)
     except ValueError as e:
         raise ConfigError(f'--stage2 {options.stage2}: {e}') from e
-    # a classifier with a scale of its own would be scaled twice
+    # a classifier that has a scale would be scaled twice
     cosines = any(isinstance(m, CosineClassifier) and float(m.scale) == 1 for m in method.modules())
     if LOSSES.trait(options.stage2_loss or method.loss, 'cosine_classifier', False) and not cosines:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""One stage of training: an objective, the images and the options of its loop give a trained model and its logits."""
+"""One stage of training, from an objective, images and loop options to a trained model and its logits."""
 
 import logging
 from dataclasses import dataclass

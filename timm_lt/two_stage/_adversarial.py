@@ -56,8 +56,8 @@ def adversarial_features(
         gradients: Gradient of each sample's own loss with respect to its features, (B, D).
         labels: Class of each sample, (B,).
         noise: Length of the move: a number, or one for each sample, (B,).
-        variant: 'paper': each move has its full length; 'released': the gradients of the samples of a class are
-            divided by their norm over the whole class in the batch, so that the more of them, the less each moves.
+        variant: 'paper': each move has its full length. 'released': the joint norm of a class in the batch divides the
+            gradients of its samples, so more samples make each move shorter.
 
     Returns:
         (B, D), without a graph.

@@ -1,4 +1,4 @@
-"""What every second stage shares: a frozen backbone, a head that is trained or fitted, a plain model again."""
+"""Base of the second stages: a frozen backbone, a head that is trained or fitted, a plain model at the end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ class Stage2Method(nn.Module):
 
     The loop calls ``prepare(model)``; then either, where :attr:`trained`, each epoch ``set_mode(model)`` and each step
     ``method(features, target, criterion, progress)`` -> loss, or once :meth:`fit`; last ``finish(model)``. While the
-    second stage runs, the head sits in the model in the place of its classifier: ``model(images)`` gives its logits.
+    second stage runs, the head replaces the model's classifier, so ``model(images)`` gives the logits of the head.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
@@ -46,7 +46,7 @@ class Stage2Method(nn.Module):
         self.register_buffer('class_counts', counts, persistent=False)
 
     def prepare(self, model: nn.Module) -> None:
-        """Freeze the model and put the method's head in the place of its classifier.
+        """Freeze the model and replace its classifier by the method's head.
 
         Raises:
             ValueError: If the model has no classifier, several, one of another kind, or another number of classes.
@@ -124,7 +124,7 @@ class Stage2Method(nn.Module):
 
 
 def fold_scales(model: nn.Module, head: ScaledClassifier) -> bool:
-    """Put the folded linear layer in the place of ``head``; False and no change if it cannot be folded."""
+    """Replace ``head`` by the folded linear layer; False and no change if it cannot be folded."""
     folded = head.fold()
     if folded is not None:
         replace_classifier(model, head, folded)

@@ -4,8 +4,8 @@ Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep 
 Implements: ``z_adv = h(f + lambda * df / |df|)`` with ``df = grad_f L``, and ``(1 - t/T) * L_S + (t/T) * L_A``; frozen
 backbone, class-balanced sampling.
 Source: written from the equations; df in closed form, see ``_adversarial.py``.
-Differs from the paper / official code: variant='released' follows the code: the norm of df is taken over
-all samples of a class in the batch, and the strength ``log(n_max / n_c + 0.01) / div`` of the class multiplies both the
+Differs from the paper / official code: ``variant='released'`` follows the official code. It takes the norm of df over
+all samples of a class in the batch. The strength ``log(n_max / n_c + 0.01) / div`` of the class multiplies both the
 move and the adversarial loss.
 """
 

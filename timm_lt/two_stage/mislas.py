@@ -5,8 +5,8 @@ Implements: label-aware smoothing (Eq. (4), the loss 'las') with learnable class
 (Section 3.3): running means and variances follow the class-balanced batches while all affine parameters stay frozen.
 The first stage is trained with mixup.
 Source: written from the paper.
-Differs from the paper / official code: under several processes the running statistics are averaged after each epoch;
-the official code keeps those of one process.
+Differs from the paper / official code: several processes average the running statistics after each epoch; the official
+code keeps the statistics of one process.
 """
 
 from typing import Any

@@ -6,9 +6,9 @@ https://arxiv.org/abs/1708.04896
 Implements: the same laws as torchvision's and timm's transforms of one image (Cutout square around a uniform pixel, cut
 at the border; erased box of 2% to 33% of the area, aspect 0.3 to 1/0.3, ten attempts).
 Source: written from the papers.
-Differs from the papers / official code: every random number of a step comes from one generator seeded by
-(seed, epoch, step), drawn for the global batch on the CPU; a process takes its rows. So two processes of batch B see
-what one process of batch 2B sees, a resumed run sees what an uninterrupted one sees, and a GPU what a CPU sees.
+Differs from the papers / official code: one generator, seeded by (seed, epoch, step), draws every random number of a
+step. It draws for the global batch on the CPU, and a process takes its rows. Two processes of batch B therefore see the
+images of one process of batch 2B. A resumed run sees the images of an uninterrupted run, and a GPU those of a CPU.
 """
 
 import math

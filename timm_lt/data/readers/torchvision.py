@@ -39,7 +39,7 @@ class TorchvisionReader(DatasetReader):
     ) -> None:
         super().__init__(name, root, bad_images=bad_images)
         if 'class_map' in options:  # timm takes it and does nothing with it
-            raise TypeError(f'dataset {f"torch/{name}"!r} has labels of its own; class_map (--class-map) is for '
+            raise TypeError(f'dataset {f"torch/{name}"!r} already has labels; class_map (--class-map) is for '
                             f'folders, lists and hfds/...')
         self.options = {**options, 'download': download}
 

@@ -36,13 +36,13 @@ from .unmixed import UnmixedClosure
 class CCSAM(SharpnessAware):
     """Class-conditional sharpness-aware minimization around any optimizer of timm (Zhou et al. 2023, first stage).
 
-    By default the classifier is perturbed. A step then is one forward and one backward pass, because the perturbed
-    losses of all classes follow in closed form from the features. A window of several micro-batches takes one more
-    forward pass, because class means are over the whole window. Other layers take a backward and a further pass for
-    each class in the batch, and hold the gradients of those classes at the same time.
+    By default the classifier is perturbed. A step then takes one forward and one backward pass, because a closed form
+    gives the perturbed losses from the features. A window of several micro-batches takes one more forward pass, because
+    class means are over the whole window. Other layers take a backward and a further pass for each class in the batch.
+    They hold the gradients of those classes at the same time.
 
-    Under mixup (soft targets) the clean loss is of the soft targets, and the perturbed loss of the unmixed labels on
-    the mixed images, as published. Under DDP class means are over the joint batch.
+    Under mixup the clean loss takes the soft targets. The perturbed loss takes the unmixed labels on the mixed images,
+    as published. Under DDP class means are over the joint batch.
 
     Args:
         params: Parameters or groups.

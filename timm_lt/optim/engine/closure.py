@@ -1,4 +1,4 @@
-"""The loss of one batch or of one window of micro-batches, as a whole or in parts, in any number of passes."""
+"""Loss of one batch or window of micro-batches, as a whole or in parts, in any number of passes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,16 +41,16 @@ def check_ddp(ddp: DistributedDataParallel) -> None:
 class BatchClosure:
     """The loss of one batch (or of one window of micro-batches) under a model.
 
-    Called, it is an ordinary torch closure: it clears the gradients, runs forward and backward, and returns the
-    detached mean loss, so that ``optimizer.step(closure)`` works with every optimizer. Sharpness-aware optimizers ask
-    it for further passes and for the gradients of parts of the batch.
+    A call clears the gradients, runs forward and backward, and returns the detached mean loss, as every torch closure
+    does. ``optimizer.step(closure)`` therefore works with every optimizer. Sharpness-aware optimizers ask it for
+    further passes and for the gradients of parts of the batch.
 
-    The loss is normalised over the whole window and over all processes: a micro-batch counts by its samples, and a
+    The loss is normalised over the whole window and over all processes. A micro-batch counts by its samples, and a
     class-weighted loss divides by the sum of the weights in the window. Samples that the loss ignores (label -100) do
-    not count; several micro-batches in which all are ignored have the loss 0. Gradients are averaged across processes
-    by DDP, once per window, or by FSDP2. All passes of a step draw the same random numbers. The statistics that a loss
-    gathers (``losses/_base.py``) are staged on the first pass and held on all others. The step commits them at its end,
-    and so does a call of the closure.
+    not count. A window of several micro-batches has the loss 0 if all samples are ignored. Gradients are averaged
+    across processes by DDP, once per window, or by FSDP2. All passes of a step draw the same random numbers. The
+    statistics that a loss gathers (``losses/_base.py``) are staged on the first pass and held on all others. The step
+    commits them at its end, and so does a call of the closure.
 
     Args:
         model: The model: plain, compiled, in ``DistributedDataParallel`` or sharded by ``fully_shard``; as prepared by

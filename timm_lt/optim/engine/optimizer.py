@@ -1,13 +1,13 @@
 """The base of the sharpness-aware optimizers.
 
 With ``L_k = (1/B) sum_i w_k(i) l_i`` the loss of part k of a batch, a step follows ``sum_k grad L_k(theta + eps_k)``.
-A part with ``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs, restores,
-protects buffers, replays random numbers, averages over processes, respects the loss scale and keeps state. A method
-says which parts a batch has and how each is perturbed.
+A part with ``eps_k = 0`` keeps the gradient of the first pass. The engine computes gradients, perturbs and restores
+weights, and averages over processes. It also protects buffers, replays random numbers, respects the loss scale and
+keeps state. A method defines the parts of a batch and their perturbations.
 
-Passes. The first pass gives from one graph the gradient of every perturbed part, and of the sum of all other parts.
-Each perturbed part then passes again at its own weights. Which samples pass with it depends on BatchNorm, see
-``batchnorm`` in :class:`SharpnessAware`.
+Passes. The first pass computes from one graph the gradient of every perturbed part and of the other parts' sum. Each
+perturbed part then passes again at its own weights. Which samples pass with it depends on BatchNorm, see ``batchnorm``
+in :class:`SharpnessAware`.
 """
 
 import warnings
@@ -58,14 +58,14 @@ class SharpnessAware(OptimizerWrapper):
         exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
         rho_schedule: Course of the radius over the epochs: 'constant', 'linear' or 'cosine'.
         rho_end: Radius at the last epoch, as a share of the radius at the first.
-        local_ascent: Under DDP, perturb every process by the gradient of its own samples (m-sharpness) instead of the
-            joint gradient.
+        local_ascent: Under DDP, perturb each process by the gradient of its samples (m-sharpness) instead of the joint
+            gradient.
         adaptive: Measure the radius relative to the size of each parameter, ``eps = rho T^2 g / |T g|`` with
-            ``T = |theta|``, as ASAM does; wants a radius some ten times as large. For methods with the perturbation
-            ``rho g / |g|`` only.
+            ``T = |theta|``, as ASAM does. The radius should then be about ten times as large. For methods with the
+            perturbation ``rho g / |g|`` only.
         batchnorm: Treatment of BatchNorm in training mode by the further passes of a part. 'batch': the whole batch
-            passes and the loss of the part counts; exact. 'stacked': one further pass for all parts, each sample under
-            the weights of its part, normalised by estimated statistics of the batch under them; approximate and
+            passes and the loss of the part counts; exact. 'stacked': one further pass for all parts runs each sample
+            under the weights of its part. Statistics of the batch under these weights are estimated; approximate and
             cheaper (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
             parts. Without layers that mix samples (GroupNorm, LayerNorm) only the part's samples run again; this is
             exact.
@@ -113,7 +113,7 @@ class SharpnessAware(OptimizerWrapper):
         self.batchnorm = check_option('batchnorm', batchnorm, BATCHNORM)
         self.adaptive = bool(adaptive)
         if adaptive and type(self).perturb is not SharpnessAware.perturb:
-            raise ValueError(f'{type(self).__name__} has a perturbation of its own, so adaptive=True has no meaning')
+            raise ValueError(f'{type(self).__name__} defines its own perturbation, so adaptive=True has no meaning')
         self._said: set[str] = set()
         base_optimizer = create_base(type(self), params, base, base_options)
         super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
@@ -150,8 +150,8 @@ class SharpnessAware(OptimizerWrapper):
     def scale_of(radius: float, norm: Tensor) -> Tensor:
         """``radius / norm``: 0 for a gradient of 0, NaN for one that overflowed.
 
-        NaN weights make the loss and every gradient NaN, on every process after averaging, so that all of them skip the
-        step; infinity would turn into a factor of 0 and hide the overflow.
+        NaN weights make the loss and every gradient NaN, on every process after averaging. All processes therefore skip
+        the step. Infinity would become a factor of 0 and hide the overflow.
         """
         norm = norm.float() if norm.dtype in (torch.float16, torch.bfloat16) else norm
         return radius / (norm + _NORM_EPS) + 0 * norm

@@ -85,7 +85,7 @@ class ParameterSelection:
             if not wanted:
                 raise ValueError(
                     f'layers={pattern!r} is the name of no parameter of {type(model).__name__}; theirs are such as '
-                    f'{list(names.values())[:3]}, and * stands for any characters')
+                    f'{list(names.values())[:3]}, and * matches any characters')
             mine = [p for p in params if id(p) in wanted]
             self._warn_if_none(f'layers={pattern!r}', mine)
             chosen.update({id(p): p for p in mine})

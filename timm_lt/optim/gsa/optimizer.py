@@ -6,11 +6,11 @@ Implements: Eq. (16) and its terms: for groups of classes k, with ``L_k = (1/B) 
 perturbation ``eps_k = Z sqrt(d) rho_k h_k / |h_k|`` and the step with ``sum_k grad L_k(theta + eps_k)``; with a
 penalty, ``alpha sum_k grad L_k(theta + eps_k) + (1 - alpha) grad L_gkp``.
 Source: written from the paper; compared with published numbers in ``tests/golden``.
-Differs from the official code: that one takes one backward for all groups, subtracts a moving average of the gradient
-instead of projecting, scales norms by |theta|, clamps the radius to [2e-3, 3e-3], adds one joint perturbation for all
-groups, and passes the whole batch once more. The regularisation term ``|theta| / (2 sqrt(n_k - 1) rho_k)`` has no
-gradient in either. A group of one training image counts as one of two. The recurrence of the official code is kept as a
-reference in ``tests/helpers/gsa_released.py``.
+Differs from the official code: that code takes one backward for all groups and passes the whole batch once more with
+one joint perturbation. It subtracts a moving average of the gradient instead of projecting. It scales norms by |theta|
+and clamps the radius to [2e-3, 3e-3]. The regularisation term ``|theta| / (2 sqrt(n_k - 1) rho_k)`` has no gradient in
+either. A group of one training image counts as one of two. The recurrence of the official code is kept as a reference
+in ``tests/helpers/gsa_released.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,8 +52,8 @@ class GSA(SharpnessAware):
         part_loss: Loss whose gradient sets the radius: ``'group_mean'``, the mean loss over the group's samples in the
             batch, or ``'batch_mean'``, their sum over the batch size. The direction is the same.
         weighting: ``'share'``: the total sums ``L_k = (1/B) sum_(i in k) l_i``, so that Z = 0 is the base optimizer.
-            ``'equal'``: it sums the groups' mean losses (the other reading of the paper's Eq. 16; gradients are up to G
-            times as large).
+            ``'equal'`` sums the groups' mean losses, the other reading of the paper's Eq. 16. Gradients are then up to
+            G times as large.
         variant: ``'paper'``, the only form.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 

@@ -31,7 +31,7 @@ NAMES: tuple[tuple[str, str, Callable[[], Iterable[str]]], ...] = (
 
 
 def check_names(options: Options) -> None:
-    """Raise a ConfigError, with the nearest names, for a method that nobody registered."""
+    """Raise a ConfigError, with the nearest names, for a method that is not registered."""
     values = options.flat()
     _check_model(options.model.model)
     _check_optimizer(options.optimizer.opt)
