@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 from ..data import ImageReadError
 from ..hub import HubError
 from .checkpoint import CheckpointError
-from .errors import ConfigError, one_line
+from .errors import ConfigError, TrainingError, one_line
 from .outputs import RunFolder
-from .trainer import TrainingError
 
 MENDABLE = (ConfigError, CheckpointError, TrainingError, ImageReadError, HubError, OSError, SafetensorError)
 MISSING_ORNAMENT = 3  # exit status

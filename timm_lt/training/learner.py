@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .._unwrap import plain_model, unwrap_model
-from ..optim import BatchClosure, StepResult, optimizer_step, set_epoch
+from ..optim import BatchClosure, StepResult, find_sharpness_aware, optimizer_step, set_epoch
+from .errors import TrainingError, one_line
 from .windows import Window
 
 
@@ -77,11 +78,19 @@ class Learner:
 
         Returns:
             What the step did, and the detached logits of each micro-batch.
+
+        Raises:
+            TrainingError: If the options of a sharpness-aware optimizer do not fit network, loss or labels.
         """
         closure = BatchClosure(
             self.model, self.criterion, window.inputs, window.targets, self.accelerator, labels=window.labels)
-        result = optimizer_step(
-            self.optimizer, closure, self.accelerator, clip_grad=self.clip_grad, clip_mode=self.clip_mode)
+        try:
+            result = optimizer_step(
+                self.optimizer, closure, self.accelerator, clip_grad=self.clip_grad, clip_mode=self.clip_mode)
+        except ValueError as e:
+            if find_sharpness_aware(self.optimizer) is None:
+                raise
+            raise TrainingError(f'the optimizer cannot take a step of this run: {one_line(e)}') from e
         return result, closure.output
 
     def finish_step(self, updates: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._registry import LOSSES
 from .._unwrap import finished_model
+from ..optim import find_sharpness_aware
 from . import build
 from .checkpoint import load_checkpoint
 from .checks import check_sample_values, check_stacked_passes
@@ -159,6 +160,9 @@ class NetworkObjective:
             criterion, options.loss.loss, optimizer, options.optimizer.opt, stage.data.distribution.num_classes,
             options.augmentation.mixes)
         if options.model.torchcompile:
+            sharpness_aware = find_sharpness_aware(optimizer)
+            if sharpness_aware is not None:
+                sharpness_aware.attach(model)  # a compiled network no longer shows the input of its classifier
             model = torch.compile(model, backend=options.model.torchcompile, mode=options.model.torchcompile_mode)
         model, optimizer = accelerator.prepare(model, optimizer)
         scheduler, epochs = build.build_scheduler(options.schedule, optimizer, updates_per_epoch, options.run.seed)

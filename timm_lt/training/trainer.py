@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from .checkpoint import save_checkpoint
 from .console import EpochLines, short_figures
+from .errors import TrainingError
 from .learner import Learner
 from .meters import TrainMeter
 from .options import RunOptions
@@ -21,10 +22,6 @@ from .outputs import RunFolder
 from .windows import Window, Windows
 
 _logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
 
 
 class Callback:
