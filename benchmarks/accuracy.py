@@ -69,6 +69,9 @@ METHODS = {
     'eql': Method('--loss eql'),
     'vs': Method('--loss vs'),
     'ldam_drw': Method('--loss ldam --drw-epoch {drw}', 'ldam_drw'),
+    'adrw_tla': Method(
+        '--loss vs --loss-kwargs gamma=0.05 tau=1.0 truncate_epoch={drw} --drw-epoch {drw} --drw-rule prior_power',
+        'adrw_tla'),
     'las': Method('--loss las'),
     'gcl': Method('--loss gcl'),
     'lade': Method('--loss lade'),

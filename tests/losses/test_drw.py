@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy
 
 from timm_lt import create_loss, list_losses
-from timm_lt.losses import DeferredReweighting, drw_class_weights, sample_losses
+from timm_lt.losses import DeferredReweighting, drw_class_weights, prior_power_weights, sample_losses
 
 COUNTS = [500, 50, 5, 1]
 LOGITS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
@@ -25,7 +25,23 @@ def test_weights_are_the_effective_number_with_mean_one():
     assert drw_class_weights([9, 9], beta=0.9).tolist() == pytest.approx([1.0, 1.0])
 
 
+def test_prior_power_weights_are_powers_of_the_share_with_mean_one():
+    shares = [n / sum(COUNTS) for n in COUNTS]
+    raw = [share ** -0.25 for share in shares]
+    expected = torch.tensor([w * len(raw) / sum(raw) for w in raw], dtype=torch.float64)
+    torch.testing.assert_close(prior_power_weights(COUNTS, 0.25), expected)
+    assert prior_power_weights(COUNTS, 0).tolist() == [1.0] * 4
+    criterion = nn.CrossEntropyLoss()
+    DeferredReweighting(criterion, COUNTS, start_epoch=2, rule='prior_power', power=0.25).set_epoch(2)
+    torch.testing.assert_close(
+        criterion(LOGITS, TARGET), F.cross_entropy(LOGITS, TARGET, weight=expected.float()))
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match='rule.*effective_number'):
+        DeferredReweighting(nn.CrossEntropyLoss(), COUNTS, start_epoch=1, rule='inverse')
+    with pytest.raises(ValueError, match='power'):
+        prior_power_weights(COUNTS, power=-1)
     with pytest.raises(ValueError, match='beta'):
         drw_class_weights(COUNTS, beta=1.0)
     with pytest.raises(ValueError, match='start_epoch'):

@@ -63,10 +63,13 @@ def test_only_chosen_layers_are_perturbed_and_their_norm_is_rho(name, options, m
 
 def test_rho_schedules_move_the_radius_over_the_epochs():
     x, y = make_batch()
-    expected = {'constant': [0.2, 0.2, 0.2], 'linear': [0.2, 0.15, 0.1], 'cosine': [0.2, 0.15, 0.1]}
+    expected = {'constant': [0.2, 0.2, 0.2], 'linear': [0.2, 0.15, 0.1], 'cosine': [0.2, 0.15, 0.1],
+                'step': [0.2, 0.1, 0.1]}
     for schedule, radii in expected.items():
         model = make_model('group')
-        optimizer = make_optimizer(model, 'sam', rho=0.2, rho_schedule=schedule, rho_end=0.5, lr=0.0)
+        rho_epoch = 1 if schedule == 'step' else None
+        optimizer = make_optimizer(
+            model, 'sam', rho=0.2, rho_schedule=schedule, rho_end=0.5, rho_epoch=rho_epoch, lr=0.0)
         for epoch, radius in enumerate(radii):
             optimizer.set_epoch(epoch, 3)
             before, seen = flat(model.parameters()), []
@@ -78,6 +81,12 @@ def test_rho_schedules_move_the_radius_over_the_epochs():
 
             optimizer.step(BatchClosure(model, Watching(), x, y))
             assert seen[1] == pytest.approx(radius)
+
+
+@pytest.mark.parametrize('options', [{'rho_schedule': 'step'}, {'rho_epoch': 3}])
+def test_step_schedule_and_its_epoch_go_together(options):
+    with pytest.raises(ValueError, match='go together'):
+        make_optimizer(make_model(), 'sam', **options)
 
 
 def test_ssesam_switches_after_its_share_of_the_epochs():

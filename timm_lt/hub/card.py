@@ -28,6 +28,8 @@ DATASETS = {
 PAPERS = {
     'drw': 'K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, '
            'https://arxiv.org/abs/1906.07413, Algorithm 1',
+    'adrw': 'Z. Wang et al., "A Unified Generalization Analysis of Re-Weighting and Logit-Adjustment for Imbalanced '
+            'Learning", NeurIPS 2023, https://arxiv.org/abs/2310.04752',
     'gkp': 'Chen et al., "GKP+GSA", CVPR 2026',
     'mixup': 'H. Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, '
              'https://arxiv.org/abs/1710.09412',
@@ -136,8 +138,10 @@ def _methods_line(recipe: dict[str, Any]) -> str:
 
 
 def _further_methods(recipe: dict[str, Any]) -> list[str]:
+    deferred = recipe.get('drw_epoch') is not None
+    adrw = deferred and recipe.get('drw_rule') == 'prior_power'
     used = {
-        'drw': recipe.get('drw_epoch') is not None, 'gkp': recipe.get('gkp'), 'mixup': recipe.get('mixup'),
+        'drw': deferred and not adrw, 'adrw': adrw, 'gkp': recipe.get('gkp'), 'mixup': recipe.get('mixup'),
         'cutmix': recipe.get('cutmix')}
     return [name for name, on in used.items() if on] + [recipe['posthoc']] * bool(recipe.get('posthoc'))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .drw import DeferredReweighting as DeferredReweighting
     from .drw import drw_class_weights as drw_class_weights
     from .drw import effective_number_weights as effective_number_weights
+    from .drw import prior_power_weights as prior_power_weights
     from .eql import EqualizationLoss as EqualizationLoss
     from .eql import eql_loss as eql_loss
     from .focal import FocalLoss as FocalLoss

@@ -15,9 +15,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._types import ClassCounts
-from .._validate import check_class_counts, check_range
+from .._validate import check_class_counts, check_option, check_range
 
-__all__ = ['DeferredReweighting', 'drw_class_weights', 'effective_number_weights']
+__all__ = ['DeferredReweighting', 'drw_class_weights', 'effective_number_weights', 'prior_power_weights']
+
+DRW_RULES = ('effective_number', 'prior_power')
 
 
 def effective_number_weights(class_counts: ClassCounts, beta: float) -> Tensor:
@@ -40,6 +42,19 @@ def drw_class_weights(class_counts: ClassCounts, beta: float = 0.9999) -> Tensor
     return effective_number_weights(class_counts, beta)
 
 
+def prior_power_weights(class_counts: ClassCounts, power: float) -> Tensor:
+    """Class weights ``pi_c ** -power`` of the class shares pi, scaled to mean 1, (C,), float64 (Wang et al., ADRW).
+
+    Args:
+        class_counts: Training images per class, (C,), each >= 1.
+        power: >= 0; 0 gives ones, 1 inverse frequencies.
+    """
+    check_range('power', power, 0)
+    counts = check_class_counts(class_counts, who='prior_power_weights').double()
+    weights = (counts / counts.sum()) ** -power
+    return weights / weights.mean()
+
+
 class DeferredReweighting:
     """Gives a criterion class weights from a set epoch on.
 
@@ -49,7 +64,10 @@ class DeferredReweighting:
         criterion: A loss of this package that takes class weights, or ``torch.nn.CrossEntropyLoss``.
         class_counts: Training images per class, (C,), each >= 1.
         start_epoch: First epoch with weights, counted from 0. The paper uses 160 of 200.
-        beta: In [0, 1), see :func:`effective_number_weights`.
+        beta: Of the rule 'effective_number', in [0, 1), see :func:`effective_number_weights`.
+        rule: Rule of the weights: 'effective_number' (DRW) or 'prior_power' (ADRW).
+        power: Of the rule 'prior_power', >= 0, see :func:`prior_power_weights`. The paper's code uses 0.15 on
+            CIFAR-10-LT and 0.25 on CIFAR-100-LT at an imbalance ratio of 100.
 
     Raises:
         TypeError: If the criterion takes no class weights.
@@ -62,7 +80,16 @@ class DeferredReweighting:
         ...     drw.set_epoch(epoch)
     """
 
-    def __init__(self, criterion: nn.Module, class_counts: ClassCounts, start_epoch: int, beta: float = 0.9999) -> None:
+    def __init__(
+            self,
+            criterion: nn.Module,
+            class_counts: ClassCounts,
+            start_epoch: int,
+            beta: float = 0.9999,
+            *,
+            rule: str = 'effective_number',
+            power: float = 0.15,
+    ) -> None:
         check_range('start_epoch', start_epoch, 0)
         self.takes_setter = getattr(criterion, 'takes_class_weight', False)
         if not self.takes_setter and not isinstance(criterion, nn.CrossEntropyLoss):
@@ -75,7 +102,10 @@ class DeferredReweighting:
                 f'so build it without')
         self.criterion: Any = criterion
         self.start_epoch = start_epoch
-        self.weights = drw_class_weights(class_counts, beta)
+        if check_option('rule', rule, DRW_RULES) == 'prior_power':
+            self.weights = prior_power_weights(class_counts, power)
+        else:
+            self.weights = drw_class_weights(class_counts, beta)
         if getattr(criterion, 'num_classes', None) not in (None, len(self.weights)):
             raise ValueError(
                 f'class_counts has {len(self.weights)} entries, but {type(criterion).__name__} has '

@@ -310,7 +310,8 @@ def build_drw(options: LossOptions, criterion: nn.Module, distribution: ClassDis
     if options.drw_epoch is None:
         return ()
     try:
-        return (EpochSchedule(
-            DeferredReweighting(criterion, distribution.counts, options.drw_epoch, beta=options.drw_beta)),)
+        return (EpochSchedule(DeferredReweighting(
+            criterion, distribution.counts, options.drw_epoch, options.drw_beta, rule=options.drw_rule,
+            power=options.drw_power)),)
     except (TypeError, ValueError) as e:
         raise ConfigError(f'--drw-epoch: {e}') from e

@@ -26,7 +26,7 @@ from .checks import check_call, check_output
 from .closure import BatchClosure, check_ddp
 from .coupling import CouplingProbe
 from .gradients import Part, StepGradients
-from .schedule import SCHEDULES, radius_factor, start_epoch_problem, steps_problem
+from .schedule import SCHEDULES, check_rho_epoch, radius_factor, start_epoch_problem, steps_problem
 from .selection import ParameterSelection
 from .wrapper import OptimizerWrapper, create_base
 
@@ -56,8 +56,9 @@ class SharpnessAware(OptimizerWrapper):
         layers: Wildcard or wildcards of the parameter names that are perturbed, e.g. ``'layer4*'``, or
             ``'classifier'`` for the model's classifier; approximate. None: all. Parameters added later are included.
         exclude_norm_bias: Leave parameters with at most one dimension (norm layers, biases) unperturbed.
-        rho_schedule: Course of the radius over the epochs: 'constant', 'linear' or 'cosine'.
+        rho_schedule: Course of the radius over the epochs: 'constant', 'linear', 'cosine' or 'step'.
         rho_end: Radius at the last epoch, as a share of the radius at the first.
+        rho_epoch: First epoch with the radius of the last one, counted from 0; for ``rho_schedule='step'``.
         local_ascent: Under DDP, perturb each process by the gradient of its samples (m-sharpness) instead of the joint
             gradient.
         adaptive: Measure the radius relative to the size of each parameter, ``eps = rho T^2 g / |T g|`` with
@@ -94,6 +95,7 @@ class SharpnessAware(OptimizerWrapper):
             exclude_norm_bias: bool = False,
             rho_schedule: str = 'constant',
             rho_end: float = 1.0,
+            rho_epoch: int | None = None,
             local_ascent: bool = False,
             adaptive: bool = False,
             batchnorm: str = 'batch',
@@ -105,6 +107,7 @@ class SharpnessAware(OptimizerWrapper):
         self.exclude_norm_bias = bool(exclude_norm_bias)
         self.rho_schedule = check_option('rho_schedule', rho_schedule, SCHEDULES)
         self.rho_end = check_range('rho_end', rho_end, 0)
+        self.rho_epoch = check_rho_epoch(rho_schedule, rho_epoch)
         self.local_ascent = bool(local_ascent)
         if batchnorm in _REMOVED:
             raise ValueError(
@@ -227,7 +230,7 @@ class SharpnessAware(OptimizerWrapper):
         radii = self.radii()
         if self.epoch < self.start_epoch or self._own['step'] % self.every:
             return [0.0] * len(radii)
-        factor = radius_factor(self.rho_schedule, self.rho_end, self.epoch, self.num_epochs)
+        factor = radius_factor(self.rho_schedule, self.rho_end, self.epoch, self.num_epochs, self.rho_epoch)
         return [radius * factor for radius in radii]
 
     # Parameters

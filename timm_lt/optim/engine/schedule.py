@@ -2,20 +2,26 @@
 
 import math
 
-SCHEDULES = ('constant', 'linear', 'cosine')
+from ..._validate import check_whole
+
+SCHEDULES = ('constant', 'linear', 'cosine', 'step')
 
 
-def radius_factor(schedule: str, end: float, epoch: int, num_epochs: int | None) -> float:
+def radius_factor(
+        schedule: str, end: float, epoch: int, num_epochs: int | None, step_epoch: int | None = None) -> float:
     """The factor on every radius at an epoch: 1 at the first, ``end`` at the last.
 
     Args:
-        schedule: 'constant' (always 1), 'linear' or 'cosine'.
+        schedule: 'constant' (always 1), 'linear', 'cosine' or 'step'.
         end: Factor at the last epoch, >= 0.
         epoch: Counted from 0.
-        num_epochs: Number of epochs; needed unless constant.
+        num_epochs: Number of epochs; needed by 'linear' and 'cosine'.
+        step_epoch: First epoch with the factor ``end``; needed by 'step'.
     """
     if schedule == 'constant':
         return 1.0
+    if schedule == 'step' and step_epoch is not None:
+        return end if epoch >= step_epoch else 1.0
     if num_epochs is None:
         raise ValueError(
             f'rho_schedule={schedule!r} needs the number of epochs; call set_epoch(epoch, num_epochs) at the start of '
@@ -24,6 +30,15 @@ def radius_factor(schedule: str, end: float, epoch: int, num_epochs: int | None)
     if schedule == 'linear':
         return 1 + (end - 1) * t
     return end + (1 - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def check_rho_epoch(schedule: str, rho_epoch: int | None) -> int | None:
+    """``rho_epoch``, a whole number >= 0 where the schedule is 'step', else None; otherwise raise a ValueError."""
+    if (rho_epoch is None) == (schedule == 'step'):
+        raise ValueError(
+            f"rho_schedule='step' and rho_epoch=EPOCH go together, got rho_schedule={schedule!r} and "
+            f'rho_epoch={rho_epoch}; pass both or neither')
+    return None if rho_epoch is None else check_whole('rho_epoch', rho_epoch, 0)
 
 
 def start_epoch_problem(start_epoch: float, num_epochs: int) -> str | None:

@@ -15,8 +15,12 @@ class LossOptions(OptionGroup):
     loss_kwargs: dict[str, Any] = option({}, 'arguments of the loss')
     smoothing: float = option(0.0, 'label smoothing', within='[0, 1)')
     drw_epoch: int | None = option(
-        None, 'epoch from which on classes are weighted by their effective number', within='[0, inf)')
+        None, 'epoch from which on classes are weighted, by --drw-rule', within='[0, inf)')
+    drw_rule: str = option(
+        'effective_number', 'weight of a class: inverse effective number (DRW), or share of the images to the power '
+        'of -P (ADRW)', choices=('effective_number', 'prior_power'))
     drw_beta: float = option(0.9999, 'beta of the effective number', within='[0, 1)')
+    drw_power: float = option(0.15, 'P of prior_power', within='[0, inf)')
 
 
 @dataclass(frozen=True)
