@@ -60,7 +60,7 @@ SAM = '--loss balanced_softmax --opt sam --opt-kwargs rho=0.05'
 # the paper's Z = 1e-2 perturbs this network by 0.3 to 0.5, ten times as far as SAM's 0.05: too far for 20 epochs
 GSA = '--loss balanced_softmax --opt gsa --opt-kwargs batchnorm=stacked Z=1e-3'
 GKP = '--gkp --gkp-kwargs regroup_every={regroup}'
-STAGE2 = '--loss ce --stage2-epochs {stage2} --stage2'
+SECOND_STAGES = '--loss ce --stage2-epochs {stage2} --stage2'
 METHODS = {
     'ce': Method('--loss ce', 'ce'),
     'balanced_softmax': Method('--loss balanced_softmax', 'balanced_softmax'),
@@ -80,16 +80,16 @@ METHODS = {
     'bcl': Method('--loss bcl', 'bcl'),
     'class_balanced_sampler': Method('--loss ce --sampler class_balanced'),
     'square_root_sampler': Method('--loss ce --sampler square_root'),
-    'crt': Method(f'{STAGE2} crt', after='ce'),
-    'lws': Method(f'{STAGE2} lws', after='ce'),
-    'mislas': Method(f'{STAGE2} mislas', after='ce'),
+    'crt': Method(f'{SECOND_STAGES} crt', after='ce'),
+    'lws': Method(f'{SECOND_STAGES} lws', after='ce'),
+    'mislas': Method(f'{SECOND_STAGES} mislas', after='ce'),
     'sam': Method('--loss ce --opt sam --opt-kwargs rho=0.05', 'sam'),
     'imbsam': Method('--loss ce --opt imbsam --opt-kwargs rho=0.05 eta=100', 'imbsam'),
     'ssesam': Method('--loss ce --opt ssesam --opt-kwargs rho_head=0.05 rho_tail=0.1 stage=0.7 eta=100', 'ssesam'),
     'focalsam': Method('--loss ce --opt focalsam'),
     # the first stage stands in the same run
-    'ccsam': Method(f'{STAGE2} ccsam --opt ccsam', 'ccsam'),
-    'ccsam_scale1': Method(f'{STAGE2} ccsam --opt ccsam --opt-kwargs scale=1.0', variant=True),
+    'ccsam': Method(f'{SECOND_STAGES} ccsam --opt ccsam', 'ccsam'),
+    'ccsam_scale1': Method(f'{SECOND_STAGES} ccsam --opt ccsam --opt-kwargs scale=1.0', variant=True),
     'bs_sam': Method(SAM),
     'vs_sam': Method(
         '--loss vs --loss-kwargs gamma=0.05 tau=1.0 --opt sam --opt-kwargs rho=0.1', 'vs_sam', variant=True),

@@ -47,7 +47,7 @@ from _steps import (
 from _timing import peak_memory, ratios_in_turns
 
 from timm_lt.optim import BatchClosure
-from timm_lt.two_stage import classifier_inputs, create_stage2
+from timm_lt.two_stage import classifier_inputs, create_second_stage
 
 ETA = 20
 PLAIN = 'plain step'
@@ -263,7 +263,7 @@ def second_stages(bench: Bench) -> Iterator[Row]:
     steps = {}
     for name in ('crt', 'lws', 'mislas', 'disalign', 'ccsam'):
         model = network('resnet32_cifar', 100, bench.device)
-        method = create_stage2(name, counts)
+        method = create_second_stage(name, counts)
         method.prepare(model)
         method.to(bench.device)
         optimizer = torch.optim.SGD(method.param_groups(), lr=0.0)

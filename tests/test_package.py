@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import timm_lt
-from timm_lt._registry import LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, STAGE2
+from timm_lt._registry import LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'timm_lt'
@@ -143,6 +143,6 @@ def test_names_for_type_checkers_exist():
     assert 'SAM' in names_for_type_checkers(PACKAGE / 'optim' / '__init__.py')
 
 
-@pytest.mark.parametrize('registry', [LOSSES, SAMPLERS, OPTIMIZERS, STAGE2, POSTHOC], ids=lambda r: r.kind)
+@pytest.mark.parametrize('registry', [LOSSES, SAMPLERS, OPTIMIZERS, SECOND_STAGES, POSTHOC], ids=lambda r: r.kind)
 def test_every_method_names_its_paper(registry):
     assert all(info.description and info.paper for info in registry.infos())

@@ -1,4 +1,4 @@
-"""Old places of public names: they stay importable, with a deprecation message."""
+"""Old places and old spellings of public names: they stay importable, with a deprecation message."""
 
 import importlib
 import warnings
@@ -19,5 +19,22 @@ def moved_to(old: str, new: str) -> Callable[[str], Any]:
             raise AttributeError(f'module {old!r} has no attribute {name!r}')
         warnings.warn(f'{old}.{name} has moved; import it from {new}', DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(new), name)
+
+    return get
+
+
+def renamed(module: str, **new_names: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module that has renamed some of its names.
+
+    Args:
+        module: Name of the module.
+        new_names: Old name to new name.
+    """
+
+    def get(name: str) -> Any:
+        if name not in new_names:
+            raise AttributeError(f'module {module!r} has no attribute {name!r}')
+        warnings.warn(f'{module}.{name} is now called {new_names[name]}', DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), new_names[name])
 
     return get

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ._moved import renamed
 from ._validate import nearest_names
 
 
@@ -115,16 +116,19 @@ class Registry:
 LOSSES = Registry('loss')
 SAMPLERS = Registry('sampler')
 OPTIMIZERS = Registry('optimizer')
-STAGE2 = Registry('second stage')
+SECOND_STAGES = Registry('second stage')
 READERS = Registry('dataset')
 POSTHOC = Registry('post-hoc correction')
 
 register_loss = LOSSES.register
 register_sampler = SAMPLERS.register
 register_optimizer = OPTIMIZERS.register
-register_stage2 = STAGE2.register
+register_second_stage = SECOND_STAGES.register
 register_reader = READERS.register
 register_posthoc = POSTHOC.register
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(__name__, register_stage2='register_second_stage', STAGE2='SECOND_STAGES')
 
 
 def call_factory(info: MethodInfo, kind: str, *args: Any, **kwargs: Any) -> Any:

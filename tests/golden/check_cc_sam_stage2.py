@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from timm_lt.two_stage._adversarial import adversarial_features, class_strength, feature_gradients
-from timm_lt.two_stage.ccsam import CCSAMStage2
+from timm_lt.two_stage.ccsam import CCSAMSecondStage
 
 
 def check(golden):
@@ -14,7 +14,7 @@ def check(golden):
     with torch.no_grad():
         head.weight.copy_(golden['weight'])
         head.bias.copy_(golden['bias'])
-    method = CCSAMStage2(
+    method = CCSAMSecondStage(
         counts, variant='released', noise=golden['hp_adver_reg'], div=golden['hp_div'], max_share=golden['hp_up_limit'])
     method.use_head(head)
 

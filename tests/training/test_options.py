@@ -162,7 +162,7 @@ def test_every_private_option_exists():
 
 def test_flat_values_and_groups_are_the_same_options():
     options = Options.from_flat({'batch_size': 8, 'stage2': 'crt'})
-    assert (options.data.batch_size, options.stage2.stage2) == (8, 'crt')
+    assert (options.data.batch_size, options.second_stage.stage2) == (8, 'crt')
     assert Options.from_flat(options.flat()) == options
     assert options.replace(batch_size=9).flat()['batch_size'] == 9 and options.data.batch_size == 8
     with pytest.raises(ConfigError, match="unknown option 'batchsize'"):

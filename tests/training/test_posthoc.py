@@ -26,7 +26,7 @@ from timm_lt.training.pipeline import InputPipeline
 from timm_lt.training.results import FigureRules, StageResult
 from timm_lt.training.stage import Stage
 from timm_lt.training.trainer import Trainer
-from timm_lt.two_stage import create_stage2, list_stage2
+from timm_lt.two_stage import create_second_stage, list_second_stages
 
 DIGITS = ['--dataset', 'timm_lt/digits', '--images-per-class', '20', '--imbalance-ratio', '10', '--batch-size', '32',
           '--model', 'resnet20_cifar', '--img-size', '8']
@@ -103,7 +103,7 @@ def finished_network(folder, name):
         options.data, options.augmentation, data_config(options.model, model), accelerator, seed=0)
     stage = Stage(
         options, accelerator, RunFolder(folder), data, pipeline, FigureRules(data.distribution, 'thirds'))
-    method = create_stage2(name, data.distribution.counts)
+    method = create_second_stage(name, data.distribution.counts)
     method.prepare(model)
     with torch.no_grad():
         for p in method.head.parameters():
@@ -112,7 +112,7 @@ def finished_network(folder, name):
     return StageResult(model.eval(), *stage.evaluate(model, data.test)), stage
 
 
-@pytest.mark.parametrize('name', list_stage2())
+@pytest.mark.parametrize('name', list_second_stages())
 def test_every_correction_is_fitted_on_the_classifier_of_every_second_stage(tmp_path, name):
     result, stage = finished_network(tmp_path, name)
     for method in METHODS:
@@ -140,7 +140,7 @@ def test_network_that_diverged_gets_no_correction_and_the_run_its_results(tmp_pa
     assert 'not finite' in entry['correction_left_out'] and not list(tmp_path.iterdir())
 
 
-def stage2_run(tmp_path, *options, status=0):
+def second_stage_run(tmp_path, *options, status=0):
     arguments = [*SMALL, '--epochs', '1', '--stage2-epochs', '1', '--output', str(tmp_path), '--experiment', 'run']
     assert main([*arguments, '--quiet', *options]) == status
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -153,7 +153,7 @@ def without_times(metrics):
 
 def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_resume(tmp_path, monkeypatch):
     options = ['--stage2', 'disalign', '--posthoc', 'temperature']
-    run, metrics = stage2_run(tmp_path / 'straight', *options)
+    run, metrics = second_stage_run(tmp_path / 'straight', *options)
     of_head = PostHoc.from_dict(json.loads((run / 'stage2' / 'posthoc.json').read_text()))
     of_hub, hub_metrics = load(run).posthoc, load(run).metrics
     assert of_head != of_hub and metrics['corrected']['label'] == of_head.label
@@ -165,7 +165,7 @@ def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_r
     for correction, head in ((of_hub, None), (of_head, run / 'stage2' / 'head.safetensors')):
         model = load(run).model
         if head is not None:
-            method = create_stage2('disalign', data.distribution.counts)
+            method = create_second_stage('disalign', data.distribution.counts)
             method.prepare(model)
             method.load_state_dict(load_file(str(head)))
         accelerator = Accelerator(cpu=True)
@@ -185,15 +185,15 @@ def test_correction_lies_beside_the_weights_that_it_was_fitted_on_also_after_a_r
 
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setattr(Trainer, '_finish_epoch', interrupted)
-    stage2_run(tmp_path / 'broken', *options, status=130)
+    second_stage_run(tmp_path / 'broken', *options, status=130)
     monkeypatch.setattr(Trainer, '_finish_epoch', finish)
-    again, resumed = stage2_run(tmp_path / 'broken', *options, '--resume', 'auto')
+    again, resumed = second_stage_run(tmp_path / 'broken', *options, '--resume', 'auto')
     assert without_times(resumed) == without_times(metrics)
     assert (again / 'stage2' / 'posthoc.json').read_text() == (run / 'stage2' / 'posthoc.json').read_text()
 
 
 def test_scales_on_a_cosine_classifier_are_normalised_and_the_plain_one_is_left_out(tmp_path):
-    run, metrics = stage2_run(
+    run, metrics = second_stage_run(
         tmp_path, '--stage2', 'lws', '--cosine-classifier', '--posthoc', 'tau_normalize', '--posthoc-kwargs', 'tau=1')
     correction = PostHoc.from_dict(json.loads((run / 'stage2' / 'posthoc.json').read_text()))
     scale = load_file(str(run / 'stage2' / 'head.safetensors'))['head.class_scale']
@@ -209,6 +209,6 @@ def test_tau_normalisation_that_has_no_meaning_is_refused_before_training():
     with pytest.raises(ConfigError, match='all its class vectors have the same norm'):
         check_classifier(args, model)
     model = timm.create_model('resnet20_cifar', num_classes=10)
-    create_stage2('disalign', [5] * 10).prepare(model)
+    create_second_stage('disalign', [5] * 10).prepare(model)
     with pytest.raises(ConfigError, match='DisAlignHead'):
         check_classifier(args, model)

@@ -160,9 +160,9 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
         entry = correct(options.posthoc, stage, trained, stage.folder)['corrected']
         tau = options.posthoc.posthoc_kwargs['tau']
         assert entry['label'].startswith(f'rebalance, tau {tau:g}') and 'test images' in entry['fitted_on']
-    if options.stage2.stage2:
+    if options.second_stage.stage2:
         from timm_lt.training.second_stage import create_method
-        create_method(options.stage2, data.distribution.counts, validation=False).prepare(learner.plain_model)
+        create_method(options.second_stage, data.distribution.counts, validation=False).prepare(learner.plain_model)
 
 
 def test_recipe_figure_goes_into_the_card(tmp_path):

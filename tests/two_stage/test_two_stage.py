@@ -9,8 +9,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import timm_lt
+from timm_lt import _registry, two_stage
 from timm_lt.models import use_cosine_classifier
-from timm_lt.two_stage import classifier_inputs, create_stage2, list_stage2
+from timm_lt.two_stage import classifier_inputs, create_second_stage, list_second_stages
 
 COUNTS = [60, 20, 5, 1]
 
@@ -57,17 +58,17 @@ TRAINED = ['ccsam', 'crt', 'disalign', 'lws', 'mislas']
 
 
 def test_every_second_stage_is_listed():
-    assert list_stage2() == ['ccsam', 'crt', 'disalign', 'lws', 'mislas', 'ncm', 'tau_norm']
+    assert list_second_stages() == ['ccsam', 'crt', 'disalign', 'lws', 'mislas', 'ncm', 'tau_norm']
     with pytest.raises(ValueError, match='mislas'):
-        create_stage2('mislass', COUNTS)
+        create_second_stage('mislass', COUNTS)
     with pytest.raises(TypeError, match='rho'):
-        create_stage2('disalign', COUNTS, rhoo=1)
+        create_second_stage('disalign', COUNTS, rhoo=1)
 
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_training_leaves_the_backbone_bit_equal(name):
     model = make_model()
-    method = create_stage2(name, COUNTS)
+    method = create_second_stage(name, COUNTS)
     before = backbone_state(model)
     method.prepare(model)
     head_before = [p.clone() for p in method.trained_parameters()]
@@ -86,7 +87,7 @@ def test_training_leaves_the_backbone_bit_equal(name):
 @pytest.mark.parametrize('name', TRAINED)
 def test_finished_model_gives_the_logits_of_the_head(name):
     model = make_model()
-    method = create_stage2(name, COUNTS)
+    method = create_second_stage(name, COUNTS)
     method.prepare(model)
     train(model, method)
     model.eval()
@@ -107,7 +108,7 @@ def test_crt_starts_from_a_new_classifier_and_lws_from_the_old_one():
     for name, same in (('crt', False), ('lws', True), ('mislas', True), ('disalign', True), ('ccsam', True)):
         model = make_model().eval()
         expected = model(images())
-        create_stage2(name, COUNTS).prepare(model)
+        create_second_stage(name, COUNTS).prepare(model)
         model.eval()
         assert torch.allclose(model(images()), expected, atol=1e-6) == same, name
 
@@ -115,7 +116,7 @@ def test_crt_starts_from_a_new_classifier_and_lws_from_the_old_one():
 def test_lws_learns_scales_only():
     model = make_model()
     weight = model.get_classifier().weight.clone()
-    method = create_stage2('lws', COUNTS)
+    method = create_second_stage('lws', COUNTS)
     method.prepare(model)
     train(model, method)
     assert torch.equal(method.head.classifier.weight, weight)
@@ -126,7 +127,7 @@ def test_lws_learns_scales_only():
 
 def test_scales_on_a_cosine_classifier_stay_a_module():
     model = make_model(cosine=True)
-    method = create_stage2('lws', COUNTS)
+    method = create_second_stage('lws', COUNTS)
     method.prepare(model)
     train(model, method)
     model.eval()
@@ -136,11 +137,11 @@ def test_scales_on_a_cosine_classifier_stay_a_module():
 
 
 def test_mislas_classifier_has_its_own_learning_rate():
-    method = create_stage2('mislas', COUNTS, classifier_lr=0.2)
+    method = create_second_stage('mislas', COUNTS, classifier_lr=0.2)
     method.prepare(make_model())
     scales, classifier = method.param_groups()
     assert 'lr_scale' not in scales and classifier['lr_scale'] == 0.2 and len(classifier['params']) == 2
-    frozen = create_stage2('mislas', COUNTS, classifier_lr=0, shift_batchnorm=False)
+    frozen = create_second_stage('mislas', COUNTS, classifier_lr=0, shift_batchnorm=False)
     model = make_model()
     frozen.prepare(model)
     assert len(frozen.param_groups()) == 1 and frozen.caches_features
@@ -151,7 +152,7 @@ def test_mislas_classifier_has_its_own_learning_rate():
 
 def test_disalign_follows_its_equations():
     model = make_model()
-    method = create_stage2('disalign', COUNTS, rho=0.7)
+    method = create_second_stage('disalign', COUNTS, rho=0.7)
     method.prepare(model)
     head = method.head
     with torch.no_grad():
@@ -180,20 +181,20 @@ def test_ncm_predicts_the_nearest_class_mean():
             if cosine and metric == 'euclidean':
                 continue
             model = make_model(cosine)
-            method = create_stage2('ncm', COUNTS, metric=metric)
+            method = create_second_stage('ncm', COUNTS, metric=metric)
             method.prepare(model)
             method.fit(x, y)
             assert torch.equal(method.logits(test).argmax(1), expected)
             assert method.finish(model)
     with pytest.raises(ValueError, match='bias'):
-        create_stage2('ncm', COUNTS, metric='euclidean').prepare(make_model(cosine=True))
+        create_second_stage('ncm', COUNTS, metric='euclidean').prepare(make_model(cosine=True))
 
 
 def test_tau_norm_chooses_tau_on_validation_features_only():
     model = make_model()
     layer = model.get_classifier()
     weight = layer.weight.detach().clone()
-    method = create_stage2('tau_norm', COUNTS)
+    method = create_second_stage('tau_norm', COUNTS)
     method.prepare(model)
     val, labels = torch.randn(40, 64), torch.arange(40) % 4
     with pytest.raises(ValueError, match='validation'):
@@ -208,14 +209,14 @@ def test_tau_norm_chooses_tau_on_validation_features_only():
     assert balanced(chosen['tau']) == pytest.approx(best)
     torch.testing.assert_close(layer.weight, weight / weight.norm(dim=1, keepdim=True) ** chosen['tau'])
     with pytest.raises(ValueError, match='cosine'):
-        create_stage2('tau_norm', COUNTS).prepare(make_model(cosine=True))
+        create_second_stage('tau_norm', COUNTS).prepare(make_model(cosine=True))
 
 
 @pytest.mark.parametrize('variant', ['paper', 'released'])
 @pytest.mark.parametrize('cosine', [False, True])
 def test_ccsam_loss_matches_adversarial_features_from_autograd(variant, cosine):
     model = make_model(cosine).double()
-    method = create_stage2('ccsam', COUNTS, variant=variant, noise=0.4, max_share=0.6)
+    method = create_second_stage('ccsam', COUNTS, variant=variant, noise=0.4, max_share=0.6)
     method.prepare(model)
     head, target = method.head, torch.tensor([0, 0, 1, 2, 3, 3])
     f = torch.randn(6, 64, dtype=torch.float64).requires_grad_()
@@ -237,7 +238,7 @@ def test_ccsam_loss_matches_adversarial_features_from_autograd(variant, cosine):
 
 
 def test_ccsam_with_a_right_and_certain_sample_is_finite():
-    method = create_stage2('ccsam', COUNTS)
+    method = create_second_stage('ccsam', COUNTS)
     model = make_model()
     method.prepare(model)
     with torch.no_grad():
@@ -247,6 +248,22 @@ def test_ccsam_with_a_right_and_certain_sample_is_finite():
 
 def test_models_without_one_classifier_are_refused():
     with pytest.raises(ValueError, match='classifier'):
-        create_stage2('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=0))
+        create_second_stage('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=0))
     with pytest.raises(ValueError, match='num_classes=4'):
-        create_stage2('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=5))
+        create_second_stage('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=5))
+
+
+@pytest.mark.parametrize('old, new', [
+    ('create_stage2', 'create_second_stage'), ('list_stage2', 'list_second_stages'),
+    ('Stage2Method', 'SecondStageMethod'), ('CCSAMStage2', 'CCSAMSecondStage')])
+def test_old_names_work_with_a_deprecation_warning(old, new):
+    with pytest.warns(DeprecationWarning, match=f'{old} is now called {new}'):
+        assert getattr(two_stage, old) is getattr(two_stage, new)
+
+
+def test_the_old_decorator_registers_with_a_deprecation_warning():
+    with pytest.warns(DeprecationWarning, match='register_stage2 is now called register_second_stage'):
+        from timm_lt._registry import register_stage2
+    assert register_stage2 == _registry.register_second_stage
+    with pytest.raises(AttributeError, match='nothing'):
+        _registry.nothing  # noqa: B018

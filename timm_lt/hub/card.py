@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .._registry import LOSSES, OPTIMIZERS, SAMPLERS, STAGE2, MethodInfo
+from .._registry import LOSSES, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
 from .._text import printable
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
@@ -91,7 +91,7 @@ def write_card(
 def citations(recipe: dict[str, Any]) -> list[str]:
     """The papers of the methods that a recipe names."""
     cited: list[str] = []
-    for option, registry in (('loss', LOSSES), ('sampler', SAMPLERS), ('opt', OPTIMIZERS), ('stage2', STAGE2)):
+    for option, registry in (('loss', LOSSES), ('sampler', SAMPLERS), ('opt', OPTIMIZERS), ('stage2', SECOND_STAGES)):
         name = recipe.get(option)
         if name and name in registry:
             info = registry.info(name)

@@ -48,7 +48,7 @@ def check_stacked_passes(optimizer: Any, opt: str, model: nn.Module) -> None:
             raise ConfigError(f'--opt {opt}: {e}') from e
 
 
-def check_stage2_sample_values(criterion: nn.Module, loss: str, stage2: str, num_classes: int) -> None:
+def check_second_stage_sample_values(criterion: nn.Module, loss: str, stage2: str, num_classes: int) -> None:
     """Raise a ConfigError where a trained second stage meets a loss without one value per sample.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import EpochBatches
 from ..optim import StepResult
-from ..two_stage import Stage2Method, batchnorm_layers, classifier_inputs
+from ..two_stage import SecondStageMethod, batchnorm_layers, classifier_inputs
 from .learner import Learner
 from .trainer import Callback, Trainer
 from .windows import Window
@@ -64,7 +64,7 @@ class FeatureLoader:
 class FrozenModel(Callback):
     """Keeps the frozen model in the method's mode, and its BatchNorm statistics, where they move, in the checkpoint."""
 
-    def __init__(self, model: nn.Module, method: Stage2Method) -> None:
+    def __init__(self, model: nn.Module, method: SecondStageMethod) -> None:
         self.model = model
         self.method = method
 

@@ -40,7 +40,7 @@ from .outputs import RunFolder
 from .pipeline import InputPipeline
 from .results import FigureRules
 from .resume import agree_on_folder
-from .second_stage import check_stage2, run_stage2, warn_if_worse
+from .second_stage import check_second_stage, run_second_stage, warn_if_worse
 from .stage import NetworkObjective, Stage
 from .trainer import Trainer
 
@@ -191,7 +191,7 @@ def _set_up(options: Options, data: DataParts, accelerator: Accelerator, folder:
     rules = FigureRules.of(options.evaluation, data.distribution, options.run.seed)
     cosine = build.cosine_scale(options.model, options.loss.loss)
     model, model_args = build.build_model(options.model, data.distribution.num_classes, cosine)
-    final = check_stage2(options, data, model) if options.stage2.stage2 else model
+    final = check_second_stage(options, data, model) if options.second_stage.stage2 else model
     if options.posthoc.posthoc:
         check_classifier(options.posthoc, final)
     config = build.data_config(options.model, model)
@@ -218,9 +218,9 @@ def _evaluate_and_write(
     metrics = method_facts(options) | final_metrics(stage.rules, first, stage.data, stage.accelerator)
     final, exported = first, first
     of_exported = metrics
-    if options.stage2.stage2:
+    if options.second_stage.stage2:
         before = stage.validation_figure(first.model)
-        second = run_stage2(_second(options, stage), first.model)
+        second = run_second_stage(_second(options, stage), first.model)
         final = second.result
         warn_if_worse(stage, before, final.model)
         exported = final if second.exported is final.model else replace(first, model=second.exported)
@@ -229,7 +229,7 @@ def _evaluate_and_write(
     if options.posthoc.posthoc:
         places = [(folder, final, metrics)]
         if exported is not final:
-            places = [(folder, exported, of_exported), (stage2_folder(folder), final, metrics)]
+            places = [(folder, exported, of_exported), (second_stage_folder(folder), final, metrics)]
         for place, result, figures in places:
             figures |= correct(options.posthoc, stage, result, place)
     folder.write_predictions(final.logits, final.targets)
@@ -245,11 +245,11 @@ def _second(options: Options, first: Stage) -> Stage:
     """The second stage of a run: a fresh accelerator, because the first has registered its own objects."""
     accelerator = make_accelerator(options.run, options.model.sync_bn)
     return replace(
-        first, accelerator=accelerator, folder=stage2_folder(first.folder),
+        first, accelerator=accelerator, folder=second_stage_folder(first.folder),
         pipeline=replace(first.pipeline, accelerator=accelerator))
 
 
-def stage2_folder(folder: RunFolder) -> RunFolder:
+def second_stage_folder(folder: RunFolder) -> RunFolder:
     """The folder of the second stage of a run."""
     return RunFolder(Path(folder.path) / 'stage2', folder.writes)
 

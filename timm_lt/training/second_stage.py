@@ -13,18 +13,18 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor
 
 from .._files import whole_file
-from .._registry import LOSSES, STAGE2
+from .._registry import LOSSES, SECOND_STAGES
 from ..data import EpochBatches
 from ..models.cosine_classifier import CosineClassifier
-from ..two_stage import Stage2Method, create_stage2
+from ..two_stage import SecondStageMethod, create_second_stage
 from . import build
 from .checkpoint import find_checkpoint
-from .checks import check_stage2_sample_values
+from .checks import check_second_stage_sample_values
 from .errors import ConfigError
 from .evaluation import evaluate
 from .head_learner import FeatureLoader, FeatureModel, FrozenModel, HeadLearner
 from .learner import Learner
-from .options import Options, Stage2Options
+from .options import Options, SecondStageOptions
 from .outputs import RunFolder
 from .results import StageResult
 from .stage import Stage
@@ -36,7 +36,7 @@ HEAD_FILE = 'head.safetensors'
 
 
 @dataclass
-class SecondStage:
+class SecondStageResult:
     """The result of a second stage.
 
     Attributes:
@@ -50,7 +50,7 @@ class SecondStage:
     info: dict[str, Any]
 
 
-def create_method(options: Stage2Options, class_counts: Any, validation: bool) -> Stage2Method:
+def create_method(options: SecondStageOptions, class_counts: Any, validation: bool) -> SecondStageMethod:
     """The method that ``--stage2`` names, with ``--stage2-kwargs``.
 
     Args:
@@ -63,7 +63,7 @@ def create_method(options: Stage2Options, class_counts: Any, validation: bool) -
     """
     name = str(options.stage2)
     try:
-        method = create_stage2(name, class_counts, **options.stage2_kwargs)
+        method = create_second_stage(name, class_counts, **options.stage2_kwargs)
     except (TypeError, ValueError) as e:
         raise ConfigError(f'--stage2: {e}') from e
     if not method.trained:
@@ -76,14 +76,14 @@ def create_method(options: Stage2Options, class_counts: Any, validation: bool) -
         raise ConfigError(
             f'--stage2-loss {options.stage2_loss} compares several views of an image, and the second stage has one; '
             f'choose another loss')
-    if 'validation' in STAGE2.info(name).needs and getattr(method, 'tau', None) is None and not validation:
+    if 'validation' in SECOND_STAGES.info(name).needs and getattr(method, 'tau', None) is None and not validation:
         raise ConfigError(
             f'--stage2 {name} chooses on validation images: cut a part from the training images '
             f'(--val-fraction 0.1), or give the value (--stage2-kwargs tau=0.7)')
     return method
 
 
-def check_stage2(options: Options, data: Any, model: nn.Module) -> nn.Module:
+def check_second_stage(options: Options, data: Any, model: nn.Module) -> nn.Module:
     """Raise a ConfigError now, before the first stage, where the second could not begin on this model.
 
     Returns:
@@ -91,17 +91,17 @@ def check_stage2(options: Options, data: Any, model: nn.Module) -> nn.Module:
     """
     final = copy.deepcopy(model)
     with torch.random.fork_rng([]):
-        method = _prepared(options.stage2, data, final)
+        method = _prepared(options.second_stage, data, final)
     if method.trained:
         loss = stage_options(options, method).loss
-        check_stage2_sample_values(
-            build.build_loss(loss, data.distribution), loss.loss, str(options.stage2.stage2),
+        check_second_stage_sample_values(
+            build.build_loss(loss, data.distribution), loss.loss, str(options.second_stage.stage2),
             data.distribution.num_classes)
     method.finish(final)
     return final
 
 
-def _prepared(options: Stage2Options, data: Any, model: nn.Module) -> Stage2Method:
+def _prepared(options: SecondStageOptions, data: Any, model: nn.Module) -> SecondStageMethod:
     method = create_method(options, data.distribution.counts, data.validation is not None)
     try:
         method.prepare(model)
@@ -116,9 +116,9 @@ def _prepared(options: Stage2Options, data: Any, model: nn.Module) -> Stage2Meth
     return method
 
 
-def stage_options(options: Options, method: Stage2Method) -> Options:
+def stage_options(options: Options, method: SecondStageMethod) -> Options:
     """The options of the second stage: its own epochs, rate, sampler and loss; no mixing, no warm-up."""
-    given = options.stage2
+    given = options.second_stage
     return options.replace(
         epochs=method.epochs if given.stage2_epochs is None else given.stage2_epochs,
         lr=method.lr if given.stage2_lr is None else given.stage2_lr,
@@ -128,14 +128,14 @@ def stage_options(options: Options, method: Stage2Method) -> Options:
         lr_noise=None, lr_cycle_limit=1, lr_k_decay=1.0)
 
 
-def run_stage2(stage: Stage, model: nn.Module) -> SecondStage:
+def run_second_stage(stage: Stage, model: nn.Module) -> SecondStageResult:
     """Run the second stage on a trained model, resuming it where its folder has a checkpoint.
 
     Args:
         stage: With the options of the run, and an accelerator and a folder of the second stage alone.
         model: The trained timm model without wrappers, on the device; changed.
     """
-    options, given = stage.options, stage.options.stage2
+    options, given = stage.options, stage.options.second_stage
     set_seed(options.run.seed)
     before = copy.deepcopy(model)
     method = _prepared(given, stage.data, model)
@@ -161,7 +161,7 @@ def run_stage2(stage: Stage, model: nn.Module) -> SecondStage:
     if not plain:
         save_head(stage.folder, method)
     # the hub folder holds a model that timm can load
-    return SecondStage(result, model if plain else before, info)
+    return SecondStageResult(result, model if plain else before, info)
 
 
 def warn_if_worse(stage: Stage, before: float | None, model: nn.Module) -> None:
@@ -187,7 +187,7 @@ def _train(run: Stage, objective: 'HeadObjective') -> tuple[StageResult, bool, d
     trainer = stage.build(objective)
     if stage.accelerator.is_main_process:
         _logger.info(
-            'second stage %s: loss %s, sampler %s, %d epochs, lr %g%s', options.stage2.stage2, options.loss.loss,
+            'second stage %s: loss %s, sampler %s, %d epochs, lr %g%s', options.second_stage.stage2, options.loss.loss,
             options.data.sampler, trainer.epochs, options.schedule.lr,
             ', cached features' if objective.features is not None else '')
     checkpoint = find_checkpoint(stage.folder.path) if options.run.resume else None
@@ -200,7 +200,7 @@ def _train(run: Stage, objective: 'HeadObjective') -> tuple[StageResult, bool, d
         'images_per_second': round(result.images_per_second, 2)}
 
 
-def _fit(stage: Stage, model: nn.Module, method: Stage2Method, features: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def _fit(stage: Stage, model: nn.Module, method: SecondStageMethod, features: tuple[Tensor, Tensor]) -> dict[str, Any]:
     validation: tuple = (None, None)
     if stage.data.validation is not None:
         validation = evaluate(
@@ -208,7 +208,7 @@ def _fit(stage: Stage, model: nn.Module, method: Stage2Method, features: tuple[T
     try:
         chosen = method.fit(*features, *validation)
     except ValueError as e:
-        raise ConfigError(f'--stage2 {stage.options.stage2.stage2}: {e}') from e
+        raise ConfigError(f'--stage2 {stage.options.second_stage.stage2}: {e}') from e
     return {**chosen, 'epochs': 0, 'wall_seconds': 0.0, 'images_per_second': 0.0}
 
 
@@ -223,7 +223,7 @@ class HeadObjective:
         plain: After :meth:`finish`, whether the head is a plain classifier.
     """
     model: nn.Module
-    method: Stage2Method
+    method: SecondStageMethod
     features: tuple[Tensor, Tensor] | None = None
     plain: bool = False
 
@@ -261,7 +261,7 @@ class HeadObjective:
         self.plain = self.method.finish(model)
 
 
-def save_head(folder: RunFolder, method: Stage2Method) -> None:
+def save_head(folder: RunFolder, method: SecondStageMethod) -> None:
     """The head, as ``method.load_state_dict`` reads it back after ``method.prepare(model)``."""
     if folder.writes:
         from safetensors.torch import save_file

@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .._registry import STAGE2, call_factory, import_siblings
+from .._moved import renamed
+from .._registry import SECOND_STAGES, call_factory, import_siblings
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Stage2Method, batchnorm_layers, classifier_inputs
+from ._base import SecondStageMethod, batchnorm_layers, classifier_inputs
 
 if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
-    from .ccsam import CCSAMStage2 as CCSAMStage2
+    from .ccsam import CCSAMSecondStage as CCSAMSecondStage
     from .crt import ClassifierRetraining as ClassifierRetraining
     from .disalign import DisAlign as DisAlign
     from .lws import LearnableWeightScaling as LearnableWeightScaling
@@ -15,20 +16,23 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .ncm import NearestClassMean as NearestClassMean
     from .tau_norm import TauNormalization as TauNormalization
 
-__all__ = ['ScaledClassifier', 'Stage2Method', 'batchnorm_layers', 'classifier_inputs', 'create_stage2', 'list_stage2']
+__all__ = [
+    'ScaledClassifier', 'SecondStageMethod', 'batchnorm_layers', 'classifier_inputs', 'create_second_stage',
+    'list_second_stages',
+]
 __all__ += import_siblings(__name__)
 
 
-def list_stage2(filter: str = '') -> list[str]:
+def list_second_stages(filter: str = '') -> list[str]:
     """Names of the second stages, sorted; ``filter`` is a wildcard."""
-    return STAGE2.names(filter)
+    return SECOND_STAGES.names(filter)
 
 
-def create_stage2(name: str, class_counts: Any, **kwargs: Any) -> Stage2Method:
+def create_second_stage(name: str, class_counts: Any, **kwargs: Any) -> SecondStageMethod:
     """Create a second stage by name.
 
     Args:
-        name: One of :func:`list_stage2`.
+        name: One of :func:`list_second_stages`.
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
         **kwargs: Options of the method.
 
@@ -37,6 +41,12 @@ def create_stage2(name: str, class_counts: Any, **kwargs: Any) -> Stage2Method:
         TypeError: If the method has no such option.
 
     Examples:
-        >>> method = create_stage2('crt', class_counts=[500, 50, 5])
+        >>> method = create_second_stage('crt', class_counts=[500, 50, 5])
     """
-    return call_factory(STAGE2.info(name), 'second stage', class_counts, **kwargs)
+    return call_factory(SECOND_STAGES.info(name), 'second stage', class_counts, **kwargs)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed(
+        __name__, Stage2Method='SecondStageMethod', CCSAMStage2='CCSAMSecondStage', create_stage2='create_second_stage',
+        list_stage2='list_second_stages')

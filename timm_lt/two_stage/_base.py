@@ -15,12 +15,12 @@ from ..losses._criterion import mean_normalizer, sample_losses
 from ..models.cosine_classifier import CosineClassifier
 from ..models.scaled_classifier import ScaledClassifier
 
-__all__ = ['Stage2Method', 'classifier_inputs']
+__all__ = ['SecondStageMethod', 'classifier_inputs']
 
 Classifier = nn.Linear | CosineClassifier
 
 
-class Stage2Method(nn.Module):
+class SecondStageMethod(nn.Module):
     """Base of the second stages. As a module it holds the head alone, so that checkpoints and DDP see only that.
 
     The loop calls ``prepare(model)``; then either, where :attr:`trained`, each epoch ``set_mode(model)`` and each step

@@ -15,16 +15,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_option, check_range
 from ..losses._criterion import sample_losses, statistics
 from ._adversarial import VARIANTS, adversarial_features, class_strength, feature_gradients
-from ._base import Classifier, Stage2Method
+from ._base import Classifier, SecondStageMethod
 
 
-@register_stage2('ccsam', paper='Zhou et al., CVPR 2023', needs=('class_counts',))
-class CCSAMStage2(Stage2Method):
+@register_second_stage('ccsam', paper='Zhou et al., CVPR 2023', needs=('class_counts',))
+class CCSAMSecondStage(SecondStageMethod):
     """Train the classifier on features and, more and more, on adversarial features.
 
     Args:

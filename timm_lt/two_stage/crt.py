@@ -9,12 +9,12 @@ Differs from the paper / official code: no.
 
 import torch.nn as nn
 
-from .._registry import register_stage2
-from ._base import Classifier, Stage2Method
+from .._registry import register_second_stage
+from ._base import Classifier, SecondStageMethod
 
 
-@register_stage2('crt', paper='Kang et al., ICLR 2020', needs=('class_counts',))
-class ClassifierRetraining(Stage2Method):
+@register_second_stage('crt', paper='Kang et al., ICLR 2020', needs=('class_counts',))
+class ClassifierRetraining(SecondStageMethod):
     """Re-initialise the classifier and train it, class-balanced.
 
     Args:

@@ -15,11 +15,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_range
 from ..losses._criterion import sample_losses
-from ._base import Classifier, Stage2Method
+from ._base import Classifier, SecondStageMethod
 
 
 class DisAlignHead(nn.Module):
@@ -47,8 +47,8 @@ class DisAlignHead(nn.Module):
         return confidence * (self.magnitude * logits + self.margin) + (1 - confidence) * logits
 
 
-@register_stage2('disalign', paper='Zhang et al., CVPR 2021', needs=('class_counts',))
-class DisAlign(Stage2Method):
+@register_second_stage('disalign', paper='Zhang et al., CVPR 2021', needs=('class_counts',))
+class DisAlign(SecondStageMethod):
     """Calibrate the logits of the frozen classifier under generalised re-weighting; the head stays a module.
 
     Args:

@@ -9,13 +9,13 @@ Differs from the paper / official code: no; the factor is on the logit, so it sc
 
 import torch.nn as nn
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Classifier, Stage2Method, fold_scales
+from ._base import Classifier, SecondStageMethod, fold_scales
 
 
-@register_stage2('lws', paper='Kang et al., ICLR 2020', needs=('class_counts',))
-class LearnableWeightScaling(Stage2Method):
+@register_second_stage('lws', paper='Kang et al., ICLR 2020', needs=('class_counts',))
+class LearnableWeightScaling(SecondStageMethod):
     """Learn one factor per class on the frozen classifier; exported as a plain linear layer.
 
     Args:

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch.nn as nn
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_range
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Classifier, Stage2Method, batchnorm_layers, fold_scales
+from ._base import Classifier, SecondStageMethod, batchnorm_layers, fold_scales
 
 
-@register_stage2('mislas', paper='Zhong et al., CVPR 2021', needs=('class_counts',))
-class MiSLAS(Stage2Method):
+@register_second_stage('mislas', paper='Zhong et al., CVPR 2021', needs=('class_counts',))
+class MiSLAS(SecondStageMethod):
     """Label-aware smoothing, class scales and shifted BatchNorm statistics; exported as a plain linear layer.
 
     Args:

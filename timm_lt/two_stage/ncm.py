@@ -17,10 +17,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_option
-from ._base import Classifier, Stage2Method
+from ._base import Classifier, SecondStageMethod
 
 METRICS = ('cosine', 'euclidean')
 
@@ -31,8 +31,8 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return sums / labels.bincount(minlength=num_classes).clamp(min=1)[:, None].to(sums.dtype)
 
 
-@register_stage2('ncm', paper='Kang et al., ICLR 2020', needs=('class_counts',))
-class NearestClassMean(Stage2Method):
+@register_second_stage('ncm', paper='Kang et al., ICLR 2020', needs=('class_counts',))
+class NearestClassMean(SecondStageMethod):
     """Put the class means of the training features into the classifier; nothing is trained.
 
     Args:

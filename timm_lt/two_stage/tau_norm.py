@@ -14,15 +14,15 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from .._registry import register_stage2
+from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_option, check_range
 from ..posthoc import METRICS, TAUS, choose_tau, tau_normalize
-from ._base import Stage2Method
+from ._base import SecondStageMethod
 
 
-@register_stage2('tau_norm', paper='Kang et al., ICLR 2020', needs=('class_counts', 'validation'))
-class TauNormalization(Stage2Method):
+@register_second_stage('tau_norm', paper='Kang et al., ICLR 2020', needs=('class_counts', 'validation'))
+class TauNormalization(SecondStageMethod):
     """Divide each class vector by the tau-th power of its norm; nothing is trained.
 
     Args:

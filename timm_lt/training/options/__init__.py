@@ -13,7 +13,7 @@ from ._learning import (
     OptimizerOptions,
     PosthocOptions,
     ScheduleOptions,
-    Stage2Options,
+    SecondStageOptions,
 )
 from ._model import ModelOptions
 from ._names import check_names
@@ -26,7 +26,7 @@ from ._timm_names import NOT_OFFERED
 __all__ = [
     'DIGITS_DEFAULTS', 'GROUPS', 'NOTES', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
     'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
-    'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'Stage2Options', 'build_parser',
+    'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'SecondStageOptions', 'build_parser',
     'check_names', 'check_options', 'configuration', 'differing_keys', 'load_config', 'option', 'options_table',
     'parse_options', 'read_args', 'to_yaml',
 ]

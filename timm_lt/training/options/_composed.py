@@ -14,7 +14,7 @@ from ._learning import (
     OptimizerOptions,
     PosthocOptions,
     ScheduleOptions,
-    Stage2Options,
+    SecondStageOptions,
 )
 from ._model import ModelOptions
 from ._option import OptionGroup, OptionInfo, declared_options
@@ -35,7 +35,7 @@ class Options:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     posthoc: PosthocOptions = field(default_factory=PosthocOptions)
-    stage2: Stage2Options = field(default_factory=Stage2Options)
+    second_stage: SecondStageOptions = field(default_factory=SecondStageOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     run: RunOptions = field(default_factory=RunOptions)
     hub: HubOptions = field(default_factory=HubOptions)

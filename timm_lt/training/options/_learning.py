@@ -123,13 +123,13 @@ class PosthocOptions(OptionGroup):
 
 
 @dataclass(frozen=True)
-class Stage2Options(OptionGroup):
+class SecondStageOptions(OptionGroup):
     """A second stage that trains or fits the classifier."""
     title: ClassVar[str] = 'second stage'
 
     stage2: str | None = option(
-        None, 'classifier method after the epochs, see timm_lt.two_stage.list_stage2(); --epochs 0 starts it on the '
-        'given checkpoint')
+        None, 'classifier method after the epochs, see timm_lt.two_stage.list_second_stages(); --epochs 0 starts it on '
+        'the given checkpoint')
     stage2_kwargs: dict[str, Any] = option({}, 'arguments of the method')
     stage2_epochs: int | None = option(None, "epochs; None: the method's", within='[1, inf)')
     stage2_lr: float | None = option(None, "learning rate; None: the method's", within='[0, inf)')

@@ -10,7 +10,7 @@ from ..._timm_hooks import optimizer_names
 from ..._validate import nearest_names
 from ...losses._factory import TIMM_LOSS_NAMES
 from ...samplers import list_samplers
-from ...two_stage import list_stage2
+from ...two_stage import list_second_stages
 from ..errors import ConfigError
 from ._composed import Options
 
@@ -26,7 +26,7 @@ NAMES: tuple[tuple[str, str, Callable[[], Iterable[str]]], ...] = (
     ('loss', 'loss', _losses), ('stage2_loss', 'loss', _losses),
     ('sched', 'schedule', lambda: SCHEDULES),
     ('sampler', 'sampler', list_samplers), ('stage2_sampler', 'sampler', list_samplers),
-    ('stage2', 'second stage', list_stage2),
+    ('stage2', 'second stage', list_second_stages),
 )
 
 

@@ -65,7 +65,7 @@ def _leaves_output(o: Options) -> bool:
 
 
 RULES = (
-    Rule(lambda o: o.schedule.epochs == 0 and not o.stage2.stage2,
+    Rule(lambda o: o.schedule.epochs == 0 and not o.second_stage.stage2,
          '--epochs must be >= 1, got 0; only --stage2 starts on a given checkpoint without an epoch'),
     Rule(lambda o: o.data.val_fraction and o.data.val_split,
          '--val-split and --val-fraction both name a validation part; give one'),
@@ -129,7 +129,7 @@ def check_options(options: Options) -> None:
     for rule in RULES:
         if rule.broken(options):
             raise ConfigError(rule.message.format_map(values))
-    if options.stage2.stage2 is None:  # the empty name switches off what a file asks for
+    if options.second_stage.stage2 is None:  # the empty name switches off what a file asks for
         given = [n for n in values if n.startswith('stage2_') and values[n] != OPTIONS[n].default]
         if given:
             raise ConfigError(f'{OPTIONS[given[0]].flag} is of the second stage: name one by --stage2, or leave it out')

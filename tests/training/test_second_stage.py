@@ -19,7 +19,7 @@ from timm_lt.training.head_learner import FrozenModel, HeadLearner
 from timm_lt.training.pipeline import InputPipeline
 from timm_lt.training.trainer import Trainer
 from timm_lt.training.windows import Window
-from timm_lt.two_stage import create_stage2
+from timm_lt.two_stage import create_second_stage
 
 SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '30', '--imbalance-ratio', '10',
          '--quiet', '--model', 'resnet20_cifar', '--img-size', '16']
@@ -93,7 +93,7 @@ def test_every_method_runs_on_a_given_checkpoint(tmp_path, first_stage, name, op
     elif name == 'disalign':
         assert moved == set()
         counts = json.loads((run_folder / 'class_distribution.json').read_text())['pos_counts']
-        method = create_stage2('disalign', counts)
+        method = create_second_stage('disalign', counts)
         method.prepare(model)
         method.load_state_dict(load_file(str(run_folder / 'stage2' / 'head.safetensors')))
         assert json.loads((run_folder / 'hub' / 'metrics.json').read_text())['top1'] == first['top1']
@@ -150,7 +150,7 @@ def test_micro_batches_of_a_step_make_the_mean_of_the_whole(name, weight):
     def gradient(sizes):
         torch.manual_seed(0)
         model = timm.create_model('resnet20_cifar', num_classes=4)
-        method = create_stage2(name, counts)
+        method = create_second_stage(name, counts)
         method.prepare(model)
         with torch.no_grad():
             for p in method.trained_parameters():
