@@ -44,7 +44,8 @@ def reference_gradient(model, x, y, variant, perturbed, soft=None, criterion=F.c
     total = (1 - SHARE) * losses(theta, y if soft is None else soft).sum()
     for c in y.unique().tolist():
         rows = y == c
-        gradients = torch.autograd.grad(losses(theta, y)[rows].mean(), [theta[n] for n in names], allow_unused=True)
+        ascent = losses(theta, soft if soft is not None and variant == 'released' else y)
+        gradients = torch.autograd.grad(ascent[rows].mean(), [theta[n] for n in names], allow_unused=True)
         joint = flat(gradients).norm()
         at = dict(theta)
         for n, g in zip(names, gradients):
@@ -90,15 +91,17 @@ def test_batches_of_one_class_one_sample_and_one_image_classes_match(labels):
         assert_close(ours, reference_gradient(model, x, y, 'paper', lambda n: n.startswith('fc')))
 
 
+@pytest.mark.parametrize('variant', ['paper', 'released'])
+@pytest.mark.parametrize('norm', ['batch', 'group'])
 @pytest.mark.parametrize('layers', ['classifier', 'fc*', '*'])
-def test_mixup_perturbs_with_the_unmixed_labels(layers):
-    model = make_model(norm='group')
+def test_mixup_perturbs_along_the_loss_of_the_variant(layers, norm, variant):
+    model = make_model(norm=norm)
     x, y = make_batch()
     soft = 0.7 * F.one_hot(y, len(COUNTS)).double() + 0.3 * F.one_hot(y.flip(0), len(COUNTS)).double()
     x = 0.7 * x + 0.3 * x.flip(0)
-    ours, loss = gradient(model, make(model, layers=layers), x, soft, labels=y)
+    ours, loss = gradient(model, make(model, layers=layers, variant=variant), x, soft, labels=y)
     assert_close(ours, reference_gradient(
-        model, x, y, 'paper', lambda n: layers == '*' or n.startswith('fc'), soft=soft))
+        model, x, y, variant, lambda n: layers == '*' or n.startswith('fc'), soft=soft))
     torch.testing.assert_close(loss, F.cross_entropy(model(x), soft))
 
 

@@ -138,6 +138,31 @@ def test_progressive_goes_from_shuffling_to_balance():
     torch.testing.assert_close(sampler.class_shares(99), sampler.class_shares(8))
 
 
+def test_released_progressive_is_balanced_in_its_last_epoch():
+    targets = make_targets()
+    sampler = make('progressive', targets, variant='released')
+    shares = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+    torch.testing.assert_close(sampler.class_shares(3), shares + 3 / 7 * (0.2 - shares))
+    assert sampler.class_shares(7).tolist() == [0.2] * 5
+    assert make('progressive', targets, variant='released', num_epochs=1).class_shares(0).tolist() == shares.tolist()
+
+
+def test_a_progressive_state_of_an_earlier_version_is_of_the_paper():
+    state = make('progressive').state_dict()
+    del state['variant']
+    make('progressive').load_state_dict(state)
+    with pytest.raises(ValueError, match='variant=paper'):
+        make('progressive', variant='released').load_state_dict(state)
+
+
+def test_oversampled_epoch_has_every_image_and_the_classes_alike():
+    targets = make_targets()
+    sampler = make('class_balanced', targets, epoch_length='oversampled')
+    assert len(sampler) == 5 * 40 and set(sampler) == set(range(len(targets)))
+    assert drawn_per_class(sampler, targets, 0).tolist() == [40] * 5
+    assert len(make('class_balanced', targets, epoch_length='oversampled', num_samples=35)) == 35
+
+
 def test_repeat_factor_draws_each_image_floor_or_ceil_of_its_factor():
     targets = make_targets()
     sampler = make('repeat_factor', targets, threshold=0.2)

@@ -218,7 +218,8 @@ class LongTailSampler(Sampler[int]):
         if missing:
             raise ValueError(f'sampler state lacks {missing}, it has {sorted(state_dict)}; pass what state_dict() gave')
         for key in own:
-            saved = state_dict.get(key)
+            # an option that is newer than the state had the value of the class attribute
+            saved = state_dict.get(key, getattr(type(self), key, None))
             if key not in ('epoch', 'position') and saved != own[key]:
                 raise ValueError(
                     f'sampler state was saved with {key}={saved}, this sampler has {own[key]}; build it as it was'

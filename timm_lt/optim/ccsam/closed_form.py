@@ -141,7 +141,8 @@ class HeadBatch:
         graph: Keep the graph of the model, and compute residuals only if it is the first pass.
 
     Attributes:
-        residuals: Gradient of each sample's loss for its unmixed label with respect to its logits, (B, C), or None.
+        residuals: Gradient of each sample's loss with respect to its logits, (B, C), or None. The loss is that of its
+            unmixed label, under ``variant='released'`` that of its target.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class HeadBatch:
         self.residuals: Any = None
         if first:
             values = self.values
-            if target is not self.labels:
+            if target is not self.labels and form.variant == 'paper':
                 values = self.losses(self.logits, self.labels, first=False)
             self.residuals, = torch.autograd.grad(values.sum(), self.logits, retain_graph=graph)
 

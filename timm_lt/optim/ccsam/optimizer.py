@@ -7,7 +7,8 @@ samples, k = dim(w) and ``rho_c = (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``
 ``(1 - perturbed_share) * clean + perturbed_share * (1/B) sum_c sum_{i in c} l_i(w + eps_c)``.
 Source: written from the equations; the closed form for the classifier is in ``perturbations.py``.
 Differs from the paper / official code: n_c = 1 counts as 2 (0 is divided by there); a class without gradient is not
-perturbed. ``variant='released'`` takes norm and direction of g_c per tensor, as the official code does.
+perturbed. ``variant='released'`` takes norm and direction of g_c per tensor, as the official code does. Under mixup it
+takes g_c from the mixed loss, 'paper' from the loss for the unmixed label.
 """
 
 import math
@@ -50,7 +51,8 @@ class CCSAM(SharpnessAware):
         scale: Strength of the perturbation, >= 0; 0 is the base optimizer. The official code uses 1e-6.
         perturbed_share: Share of the perturbed loss, in [0, 1]; 0 is the base optimizer. The official code uses 0.5
             (0.3 on CIFAR-10).
-        variant: 'paper': norm and direction of g_c jointly over all perturbed tensors; 'released': each tensor its own.
+        variant: 'paper': norm and direction of g_c jointly over all perturbed tensors, under mixup from the unmixed
+            labels; 'released': each tensor its own norm and direction, under mixup from the soft targets.
         layers: Wildcard or wildcards of the perturbed parameter names; 'classifier', or '*' for the whole network.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 
@@ -153,7 +155,7 @@ class CCSAM(SharpnessAware):
         loss = closure.mean_pass()
         params = self.trained_parameters()
         clean, buffers = take_gradients(params), SavedBuffers(closure.module)
-        unmixed = UnmixedClosure(closure)
+        unmixed = UnmixedClosure(closure, mixed_ascent=self.variant == 'released')
         try:
             StepGradients(self, unmixed, grad_scale).of_parts(
                 unmixed.part_table(partial(self._weights, clean_share=0.0)), radii)

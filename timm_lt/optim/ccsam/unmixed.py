@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ..engine import BatchClosure
 
@@ -13,9 +14,10 @@ class UnmixedClosure(BatchClosure):
 
     Args:
         closure: The batch, with soft targets or not.
+        mixed_ascent: Take the targets of the closure on the first pass, from which perturbations are computed.
     """
 
-    def __init__(self, closure: BatchClosure) -> None:
+    def __init__(self, closure: BatchClosure, mixed_ascent: bool = False) -> None:
         labels = []
         for target, label in zip(closure.targets, closure._labels):
             if not target.is_floating_point():
@@ -24,6 +26,10 @@ class UnmixedClosure(BatchClosure):
                 labels.append(target.argmax(1) if label is None else label.to(target.device))
         super().__init__(closure.model, closure.criterion, closure.inputs, labels, closure.accelerator)
         self._replay = closure._replay
+        self._first_targets = closure.targets if mixed_ascent else self.targets
+
+    def targets_of_pass(self, first: bool) -> list[Any]:
+        return self._first_targets if first else self.targets
 
     @contextmanager
     def forward_context(self, first: bool) -> Iterator[None]:
