@@ -8,9 +8,11 @@ from .errors import HubError
 from .loading import shipped
 from .remote import list_remote, pull, push
 
+PROG = 'python -m timm_lt.hub'
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='python -m timm_lt.hub', description=__doc__)
+
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description='Checkpoints and the Hugging Face Hub.')
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('push', help='upload a checkpoint; repeat it to go on after an interruption')
     command.add_argument('folder', help='a run folder or its hub/ folder')
@@ -28,9 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Returns the exit status; 2 for what the user can mend, in one message."""
-    args = build_parser().parse_args(argv)
+    args = build_parser(prog).parse_args(argv)
     lines: list[str] = []
     try:
         if args.command == 'push':
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines += [] if args.user else [f'{name} (comes with the package)' for name in shipped()]
             lines += [] if args.offline else list_remote(args.user)
     except HubError as e:
-        sys.stderr.write(f'timm_lt.hub: error: {e}\n')
+        sys.stderr.write(f'{prog}: error: {e}\n')
         return 2
     finally:
         sys.stdout.write(''.join(f'{line}\n' for line in lines))

@@ -84,7 +84,7 @@ def speaks(error: BaseException | None = None) -> bool:
     return int(os.environ.get('RANK', 0)) == 0 or isinstance(error, OF_ONE_PROCESS)
 
 
-def command_to_go_on(argv: Sequence[str]) -> str:
+def command_to_go_on(argv: Sequence[str], prog: str = 'train_lt.py') -> str:
     """The command line of an interrupted run that goes on with it."""
     resumed = any(a == '--resume' or a.startswith('--resume=') for a in argv)
-    return shlex.join(['train_lt.py', *argv, *(() if resumed else ('--resume', 'auto'))])
+    return shlex.join([*prog.split(), *argv, *(() if resumed else ('--resume', 'auto'))])

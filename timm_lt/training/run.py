@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,18 @@ from .trainer import Trainer
 _logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of ``train_lt.py``.
+def main(argv: Sequence[str] | None = None, prog: str = 'train_lt.py') -> int:
+    """Entry point of ``train_lt.py`` and ``timm-lt train``.
+
+    Args:
+        argv: Options; None reads those of the process.
+        prog: Name of the command, for messages.
 
     Returns:
         The exit status, see :mod:`timm_lt.training.ending`; 2 for what the user can mend, in one message.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    stop = partial(_stop, prog)
     try:
         options = parse_options(argv)
         level = logging.WARNING if options.run.quiet else logging.INFO
@@ -62,24 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         run(options)
     except IncompleteRun as e:
-        return _stop(e, f'{"warning" if e.status == MISSING_ORNAMENT else "error"}: {e}', e.status)
+        return stop(e, f'{"warning" if e.status == MISSING_ORNAMENT else "error"}: {e}', e.status)
     except ImageReadError as e:  # an OSError that names the images
-        return _stop(e, f'error: {e}')
+        return stop(e, f'error: {e}')
     except (OSError, SafetensorError) as e:  # a full disk, a lost folder
-        return _stop(
+        return stop(
             e, f'error: could not read or write: {one_line(e)}. Whole checkpoints are kept: mend that (free some '
             f'space, choose another --output), then go on with --resume auto')
     except MENDABLE as e:
-        return _stop(e, f'error: {e}')
+        return stop(e, f'error: {e}')
     except KeyboardInterrupt as e:
-        return _stop(e, f'interrupted; go on with: {command_to_go_on(argv)}', 130)
+        return stop(e, f'interrupted; go on with: {command_to_go_on(argv, prog)}', 130)
     return 0
 
 
-def _stop(error: BaseException, message: str, status: int = 2) -> int:
+def _stop(prog: str, error: BaseException, message: str, status: int = 2) -> int:
     """Say once over all processes why the run ends; returns the exit status."""
     if speaks(error):
-        sys.stderr.write(f'train_lt.py: {message}\n')
+        sys.stderr.write(f'{prog}: {message}\n')
     return status
 
 

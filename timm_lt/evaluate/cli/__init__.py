@@ -12,37 +12,40 @@ from ..reports.comparison import compare_runs, comparison_text
 from ..reports.comparison_page import comparison_page
 from .checkpoint import evaluate_checkpoint
 from .network import EvaluationError
-from .parser import build_compare_parser, build_parser, build_report_parser
+from .parser import PROG, build_compare_parser, build_parser, build_report_parser
 from .predictions import evaluate_predictions
 
 __all__ = ['build_compare_parser', 'build_parser', 'evaluate_checkpoint', 'evaluate_predictions', 'main']
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
     """Run the command line.
 
     Args:
         argv: Options; None reads those of the process.
+        prog: Name of the command, for messages.
 
     Returns:
         The exit status: 0, 3 if the report could not be written, 2 for an error of the user, told in one sentence.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (['compare'], ['report']):
+        prog = f'{prog} {argv[0]}'
     try:
         if argv[:1] == ['compare']:
-            return _compare(argv[1:])
+            return _compare(argv[1:], prog)
         if argv[:1] == ['report']:
-            return _write_again(Path(build_report_parser().parse_args(argv[1:]).run))
-        args = build_parser().parse_args(argv)
+            return _write_again(Path(build_report_parser(prog).parse_args(argv[1:]).run))
+        args = build_parser(prog).parse_args(argv)
         args.checkpoint = args.checkpoint or args.run
         return evaluate_predictions(args) if args.predictions else evaluate_checkpoint(args)
     except (ValueError, OSError) as e:
-        sys.stderr.write(f'timm_lt.evaluate: error: {e}\n')
+        sys.stderr.write(f'{prog}: error: {e}\n')
         return 2
 
 
-def _compare(argv: Sequence[str]) -> int:
-    args = build_compare_parser().parse_args(argv)
+def _compare(argv: Sequence[str], prog: str) -> int:
+    args = build_compare_parser(prog).parse_args(argv)
     comparison = compare_runs(args.runs, bootstrap=args.bootstrap, seed=args.seed)
     write_text(args.output, comparison_page(comparison))
     sys.stdout.write(f'{comparison_text(comparison)}{printable(Path(args.output))}\n')

@@ -95,7 +95,7 @@ def write_output(folder: Path, output: Output) -> int:
     except Exception as e:  # the figures are worth more than their pictures
         sys.stdout.write(summary(metrics) + f'metrics: {printable(folder / "metrics.json")}\n')
         reason = f'{type(e).__name__}: {printable(e)}'
-        sys.stderr.write(f'timm_lt.evaluate: warning: report.html was not written: {reason}\n')
+        sys.stderr.write(f'python -m timm_lt.evaluate: warning: report.html was not written: {reason}\n')
         return MISSING_REPORT
     sys.stdout.write(summary(metrics) + f'report: {printable(page)}\n')
     return 0

@@ -6,15 +6,16 @@ import torch
 
 from ..metrics.openset import SCORES
 
+PROG = 'python -m timm_lt.evaluate'
 
-def build_parser() -> argparse.ArgumentParser:
+
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='python -m timm_lt.evaluate',
+        prog=prog, usage=f'{prog} (RUN_DIR | --checkpoint NAME | --predictions FILE) [options]',
         description='Evaluate a checkpoint, or a file of predictions, on a long-tailed data set.',
-        epilog="'python -m timm_lt.evaluate compare RUN_DIR RUN_DIR ...' compares runs; the first is the baseline. "
-               "'python -m timm_lt.evaluate report RUN_DIR' draws the report and the model card of a run again.")
-    add = parser.add_argument
-    source = parser.add_mutually_exclusive_group(required=True)
+        epilog=f"'{PROG} compare RUN_DIR RUN_DIR ...' compares runs; the first is the baseline. "
+               f"'{PROG} report RUN_DIR' draws the report and the model card of a run again.")
+    source = parser.add_argument_group('evaluated').add_mutually_exclusive_group(required=True)
     source.add_argument(
         'run', nargs='?', metavar='RUN_DIR', help='folder of a training run, evaluated on its own test part')
     source.add_argument(
@@ -23,8 +24,25 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         '--predictions', metavar='FILE',
         help="logits or predicted classes with labels: .npz, .pt ('logits' or 'predictions', 'targets'), .csv or .tsv")
-    add('--model', metavar='NAME', help='timm name of the network, for a weights file')
-    add('--num-classes', type=int, help='classes of the network, for a weights file')
+    add = parser.add_argument_group('network of a weights file').add_argument
+    add('--model', metavar='NAME', help='its timm name')
+    add('--num-classes', type=int, metavar='N', help='its classes')
+    _add_data(parser)
+    _add_report(parser)
+    _add_open_set(parser)
+    add = parser.add_argument_group('loss landscape').add_argument
+    add('--landscape', action='store_true', help='measure the loss landscape of each split (minutes)')
+    add('--landscape-images', type=int, default=128, metavar='N', help='images of each split for it')
+    add('--rho', type=float, default=0.05, help='radius of the sharpness')
+    add = parser.add_argument_group('execution').add_argument
+    add('-b', '--batch-size', type=int, default=128, metavar='N', help='images of a step')
+    add('-j', '--workers', type=int, default=0, metavar='N', help='processes that read images')
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, ...')
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('data').add_argument
     add('--dataset', default='', metavar='NAME', help="as in train_lt.py, e.g. 'timm_lt/digits', 'hfds/NAME'")
     add('--data-dir', metavar='DIR', help='folder of the images')
     add('--ignore-class-names', action='store_true',
@@ -32,31 +50,33 @@ def build_parser() -> argparse.ArgumentParser:
     add('--split', help="part to evaluate (default: the test part of the run, else 'test', else 'validation')")
     add('--allow-trained', action='store_true', help='evaluate also images that the run was trained on')
     add('--class-stats', metavar='FILE', help='class-stats JSON of the training images (default: of the checkpoint)')
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('report').add_argument
     add('--split-rule', default='auto', metavar='RULE',
         help="gt100_lt20, ge100_le20, thirds, 'MANY,FEW', or auto: gt100_lt20, thirds if no class is below 20")
     add('--no-posthoc', action='store_true', help='leave out the correction that the checkpoint brings')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for confidence intervals; 0: none')
-    add('--open-set', metavar='NAME', help='data set of unknown classes')
-    add('--open-set-dir', metavar='DIR', help='folder of its images')
-    add('--open-set-split', help='its part')
-    add('--open-set-score', nargs='+', choices=SCORES, help='scores to report (default: softmax energy)')
-    add('--threshold-split', metavar='SPLIT',
-        help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
-    add('--landscape', action='store_true', help='measure the loss landscape of each split (minutes)')
-    add('--landscape-images', type=int, default=128, metavar='N', help='images of each split for it')
-    add('--rho', type=float, default=0.05, help='radius of the sharpness')
-    add('-b', '--batch-size', type=int, default=128)
-    add('-j', '--workers', type=int, default=0)
-    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add('--seed', type=int, default=0, help='of bootstrap and random directions')
     add('--output', metavar='DIR',
         help='folder of the report, overwritten (default: evaluation/CHECKPOINT, with a number if that exists)')
-    return parser
 
 
-def build_compare_parser() -> argparse.ArgumentParser:
+def _add_open_set(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group('open set').add_argument
+    add('--open-set', metavar='NAME', help='data set of unknown classes')
+    add('--open-set-dir', metavar='DIR', help='folder of its images')
+    add('--open-set-split', metavar='SPLIT', help='its part')
+    add('--open-set-score', nargs='+', choices=SCORES, metavar='SCORE',
+        help=f'scores to report, of {", ".join(SCORES)} (default: softmax energy)')
+    add('--threshold-split', metavar='SPLIT',
+        help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
+
+
+def build_compare_parser(prog: str = f'{PROG} compare') -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='python -m timm_lt.evaluate compare', description='Compare runs; the first is the baseline.')
+        prog=prog, description='Compare runs; the first is the baseline.')
     parser.add_argument('runs', nargs='+', metavar='RUN_DIR')
     parser.add_argument('--output', default='comparison.html', metavar='FILE')
     parser.add_argument('--bootstrap', type=int, default=2000, metavar='N')
@@ -64,9 +84,9 @@ def build_compare_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_report_parser() -> argparse.ArgumentParser:
+def build_report_parser(prog: str = f'{PROG} report') -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='python -m timm_lt.evaluate report',
+        prog=prog,
         description="Write a run's report.html, plots/ and model card again, from its metrics and predictions.")
     parser.add_argument('run', metavar='RUN_DIR')
     return parser

@@ -18,6 +18,7 @@ from ._learning import (
 from ._model import ModelOptions
 from ._names import check_names
 from ._option import OptionInfo, option
+from ._recipes import list_recipes, recipe_folder
 from ._rules import RULES, check_options
 from ._run import NOTES, EvaluationOptions, HubOptions, RecipeNotes, RunOptions
 from ._table import options_table
@@ -27,6 +28,6 @@ __all__ = [
     'DIGITS_DEFAULTS', 'GROUPS', 'NOTES', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
     'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
     'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'SecondStageOptions', 'build_parser',
-    'check_names', 'check_options', 'configuration', 'differing_keys', 'load_config', 'option', 'options_table',
-    'parse_options', 'read_args', 'to_yaml',
+    'check_names', 'check_options', 'configuration', 'differing_keys', 'list_recipes', 'load_config', 'option',
+    'options_table', 'parse_options', 'read_args', 'recipe_folder', 'to_yaml',
 ]

@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from ..._validate import nearest_names
@@ -43,18 +43,25 @@ class _KeyValues(argparse.Action):
         ParseKwargs(self.option_strings, self.dest)(parser, namespace, values, option_string)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``train_lt.py``. Every option can be a key of a YAML file, with underscores."""
+def build_parser(prog: str = 'train_lt.py', only: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of ``train_lt.py``. Every option can be a key of a YAML file, with underscores.
+
+    Args:
+        prog: Name of the command.
+        only: Options to have, for a short help; None: all.
+    """
     parser = _Parser(
-        prog='train_lt.py', allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description='Train and evaluate a timm model on long-tailed images. Without options: embedded digits on a CPU.',
         epilog='Exit status: 0 all is written; 2 something that you can mend, in one sentence; 3 trained and measured, '
                'but a report or model card is missing; 1 a fault after training; 130 interrupted.')
     parser.add_argument(POSITIONAL, nargs='?', metavar='DIR', default=None, help='same as --data-dir')
     parser.add_argument(
-        '-c', '--config', metavar='FILE.yaml', default=None, help='options of a file; the command line wins')
+        '-c', '--config', metavar='FILE.yaml', default=None,
+        help='options of a file, or the name of a recipe of the package; the command line wins')
     for group in GROUPS:
-        flags = [OPTIONS[f.name] for f in dataclasses.fields(group) if not OPTIONS[f.name].file_only]
+        infos = [OPTIONS[f.name] for f in dataclasses.fields(group) if only is None or f.name in only]
+        flags = [info for info in infos if not info.file_only]
         if flags:
             section = parser.add_argument_group(group.title, group.__doc__)
             for info in flags:

@@ -10,6 +10,7 @@ from ..._private_options import PRIVATE_OPTIONS
 from ..._validate import nearest_names
 from ..errors import ConfigError, one_line
 from ._composed import OPTIONS, Options
+from ._recipes import find_recipe
 from ._run import NOTES
 from ._timm_names import refusal
 
@@ -17,10 +18,13 @@ from ._timm_names import refusal
 def load_config(path: str | Path) -> dict[str, Any]:
     """Options of a YAML file, each checked; ``base:`` names files (relative to this one) that come first.
 
+    Args:
+        path: The file, or the name of a recipe of the package.
+
     Raises:
         ConfigError: If the file is missing or no mapping, or a key or value is not known.
     """
-    return _load(Path(path), ())
+    return _load(find_recipe(path), ())
 
 
 def _load(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
