@@ -132,6 +132,25 @@ def test_shipped_digits_load_without_a_network_and_have_the_figures_of_their_car
         assert torch.equal(by_timm(images).argmax(1), predicted)
 
 
+@pytest.mark.parametrize('name', timm_lt.hub.list())
+def test_shipped_checkpoints_are_small_and_load_by_the_lines_of_their_card(name):
+    checkpoint = load(name)
+    assert name == checkpoint.folder.name and (checkpoint.folder / 'model.safetensors').stat().st_size < 1e6
+    card = (checkpoint.folder / 'README.md').read_text()
+    assert f"timm_lt.hub.load('{name}')" in card and 'USER/NAME' not in card
+    assert f'{checkpoint.metrics["top1"]:.2f}' in card
+    assert '//' not in checkpoint.metrics['dataset'], 'a path of a machine'
+    images = torch.zeros(2, checkpoint.in_chans, *checkpoint.model.pretrained_cfg['input_size'][1:])
+    by_timm = timm.create_model(f'local-dir:{timm_lt.hub.shipped(name)}', pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(by_timm(images), checkpoint.model(images))
+
+
+def test_shipped_checkpoints_keep_the_wheel_small():
+    folders = [timm_lt.hub.shipped(name) for name in timm_lt.hub.list()]
+    assert sum(f.stat().st_size for folder in folders for f in folder.rglob('*')) < 6e6
+
+
 def test_shipped_digits_are_the_run_without_options():
     recipe, default = load('digits').recipe, configuration(parse_args([]))
     assert {k: v for k, v in recipe.items() if k in default and default[k] != v} == {}

@@ -1,14 +1,16 @@
 """Checkpoints that carry their evidence: the ``hub/`` folder of a run, its model card, upload, download, loading.
 
-``timm_lt.hub.load('digits')`` needs no network; ``python -m timm_lt.hub push|pull|list`` talks to the Hugging Face Hub.
+``timm_lt.hub.list()`` names the checkpoints that come with the package, and ``timm_lt.hub.load('digits')`` loads one
+without a network. ``python -m timm_lt.hub push|pull|list`` talks to the Hugging Face Hub.
 """
 
 from .errors import HubError
 from .folder import write_hub_card, write_hub_folder
 from .loading import Checkpoint, load, shipped
+from .loading import list_shipped as list
 from .remote import check_repo_id, has_token, list_remote, pull, push
 
 __all__ = [
-    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list_remote', 'load', 'pull', 'push', 'shipped',
+    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list', 'list_remote', 'load', 'pull', 'push', 'shipped',
     'write_hub_card', 'write_hub_folder',
 ]

@@ -20,7 +20,7 @@ from ..posthoc import PostHoc
 from .errors import HubError
 from .weights import read_weights
 
-__all__ = ['Checkpoint', 'load', 'shipped']
+__all__ = ['Checkpoint', 'list_shipped', 'load', 'shipped']
 
 SHIPPED = Path(__file__).parent / 'checkpoints'
 
@@ -118,6 +118,11 @@ class Checkpoint:
         return logits if self.posthoc is None or self.posthoc.transductive else self.posthoc(logits)
 
 
+def list_shipped() -> list[str]:
+    """Names of the checkpoints that come with the package, sorted; each is an argument of :func:`load`."""
+    return sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))
+
+
 @overload
 def shipped() -> list[str]: ...
 
@@ -132,7 +137,7 @@ def shipped(name: str = '') -> Path | list[str]:
     Raises:
         HubError: If there is no such checkpoint.
     """
-    names = sorted(p.parent.name for p in SHIPPED.glob('*/config.json'))
+    names = list_shipped()
     if not name:
         return names
     if name not in names:
