@@ -1,6 +1,6 @@
 """Checkpoints that come with the package: made from finished runs, and evaluated again.
 
-    python benchmarks/ship.py make RUN NAME --dataset hfds/PATH/cifar10 [--copy 'JPEG copy of CIFAR-10']
+    python benchmarks/ship.py make RUN NAME --cost 200 --dataset hfds/PATH/cifar10 [--copy 'JPEG copy of CIFAR-10']
     python benchmarks/ship.py check [NAME ...] --dataset hfds/PATH/cifar10
 
 'make' stores the weights of a run in half precision and evaluates that file on the run's test part, in float32.
@@ -46,7 +46,7 @@ def difference(a: dict, b: dict) -> float:
     return max(abs(a[key] - b[key]) for key in COMPARED if a[key] is not None)
 
 
-def make(run: Path, name: str, dataset: str, copy: str | None) -> None:
+def make(run: Path, name: str, dataset: str, cost: int, copy: str | None) -> None:
     """Write the shipped folder of a finished run, whole or not at all."""
     measured = json.loads((run / 'metrics.json').read_text())
     with tempfile.TemporaryDirectory() as temporary:
@@ -72,6 +72,7 @@ def make(run: Path, name: str, dataset: str, copy: str | None) -> None:
                 f'{size} bytes (allowed: under {WEIGHTS_LIMIT})')
         metrics = json.loads((folder / 'metrics.json').read_text())
         metrics |= {key: stored[key] for key in stored if key in metrics and key not in ('protocol', 'seed', 'model')}
+        metrics['cost'] = cost
         metrics['protocol'] |= {
             'stored_weights': f'float16; the figures are of this file, in float32; rounding changed them by '
                               f'{changed:.2f} points at most',
@@ -135,6 +136,7 @@ def main() -> int:
     command = commands.add_parser('make')
     command.add_argument('run', type=Path)
     command.add_argument('name')
+    command.add_argument('--cost', type=int, required=True, help='epochs x views x passes of the run')
     command.add_argument('--copy', default=None, help='what the copy of the data set is, for the card')
     command.add_argument('--dataset', required=True)
     command = commands.add_parser('check')
@@ -143,7 +145,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.command == 'check':
         return 1 if check(args.names, args.dataset) else 0
-    make(args.run, args.name, args.dataset, args.copy)
+    make(args.run, args.name, args.dataset, args.cost, args.copy)
     return 0
 
 

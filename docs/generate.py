@@ -8,8 +8,10 @@ Kinds:
     accuracy FOLDER: ROW; ROW    rows of a results table, after its baseline; without rows the whole table
     cost FOLDER KIND: STEP       rows of the cost tables of a kind (optimizers, losses), a column for each network
     options                      the table of options of ``train_lt.py``
+    checkpoints                  the checkpoints that come with the package
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -82,7 +84,24 @@ def options(_: str) -> str:
     return '\n' + options_table() + '\n'
 
 
-KINDS = {'accuracy': accuracy, 'cost': cost, 'options': options}
+def checkpoints(_: str) -> str:
+    """A row for each checkpoint of the package, from its own files."""
+    rows = []
+    for folder in sorted((ROOT / 'timm_lt' / 'hub' / 'checkpoints').iterdir()):
+        metrics = json.loads((folder / 'metrics.json').read_text())
+        interval = (metrics['confidence'] or {}).get('top1')
+        top1 = f'{metrics["top1"]:.1f}' + (f' [{interval[0]:.1f}, {interval[1]:.1f}]' if interval else '')
+        by_size = [f'{metrics[name]:.1f}' for name in ('many', 'medium', 'few')]
+        ratio = f'{metrics["dataset"].rsplit("/", 1)[-1]}, r = {metrics["imbalance_ratio"]:g}'
+        recipe = (ROOT / 'hub_configs' / f'{folder.name}.yaml').is_file()
+        command = f'`timm-lt train --config {folder.name}`' if recipe else '`timm-lt train`'
+        rows.append([
+            f'`{folder.name}`', f'`{metrics["model"]}` on {ratio}', top1, *by_size, str(metrics['cost']), command])
+    return markdown_table(
+        ['checkpoint', 'network and data', 'top-1 [95%]', 'many', 'medium', 'few', 'cost', 'command'], rows)
+
+
+KINDS = {'checkpoints': checkpoints, 'accuracy': accuracy, 'cost': cost, 'options': options}
 
 
 def filled(text: str) -> str:
