@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import timm_lt
-from timm_lt._registry import LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
+from timm_lt._registry import FINETUNING, LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'timm_lt'
@@ -54,8 +54,10 @@ def imports_of(path):
 ARROWS = {
     'losses': {'models'}, 'samplers': set(), 'models': set(), 'data': set(),
     'optim': {'losses'}, 'posthoc': {'models'}, 'gkp': {'optim'}, 'two_stage': {'losses', 'models', 'posthoc'},
+    'finetune': {'models', 'two_stage'},
     'hub': {'data', 'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
-    'training': {'data', 'evaluate', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
+    'training': {
+        'data', 'evaluate', 'finetune', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
     'cli': {'evaluate', 'hub', 'training'},
 }
 ARROWS_OF_EVALUATE = {

@@ -119,6 +119,7 @@ OPTIMIZERS = Registry('optimizer')
 SECOND_STAGES = Registry('second stage')
 READERS = Registry('dataset')
 POSTHOC = Registry('post-hoc correction')
+FINETUNING = Registry('fine-tuning method')
 
 register_loss = LOSSES.register
 register_sampler = SAMPLERS.register
@@ -126,6 +127,7 @@ register_optimizer = OPTIMIZERS.register
 register_second_stage = SECOND_STAGES.register
 register_reader = READERS.register
 register_posthoc = POSTHOC.register
+register_finetuning = FINETUNING.register
 
 if not TYPE_CHECKING:
     __getattr__ = renamed(__name__, register_stage2='register_second_stage', STAGE2='SECOND_STAGES')

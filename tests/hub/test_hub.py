@@ -79,7 +79,8 @@ def test_local_dir_round_trip_of_every_network_is_bit_identical(tmp_path, name):
     for other in (by_timm, load(folder).model):
         state = other.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
-    images = torch.randn(2, 3, 32, 32)
+    config = network.pretrained_cfg
+    images = torch.randn(2, *config['input_size'] if config.get('fixed_input_size') else (3, 32, 32))
     with torch.no_grad():
         assert torch.equal(by_timm(images), network(images))
 

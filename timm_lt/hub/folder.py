@@ -28,6 +28,7 @@ from .._private_options import PRIVATE_OPTIONS
 from .._unwrap import plain_model
 from .._version import __version__
 from ..class_distribution import ClassDistribution
+from ..models.adaptformer import adaptformer_network_args
 from ..models.cosine_network import cosine_network_args
 from ..posthoc import PostHoc
 from .card import write_card
@@ -78,7 +79,10 @@ def write_hub_folder(
     shutil.rmtree(new, ignore_errors=True)
     config: dict[str, Any] = {'label_names': distribution.class_names} if distribution.class_names else {}
     model_args = dict(model_args or {})
-    if 'cosine_scale' not in get_model_args(model, model_args) and (cosine_args := cosine_network_args(model)):
+    if adaptformer_args := adaptformer_network_args(model):
+        config['architecture'] = 'adaptformer_network'
+        model_args |= adaptformer_args
+    elif 'cosine_scale' not in get_model_args(model, model_args) and (cosine_args := cosine_network_args(model)):
         config['architecture'] = 'cosine_network'
         model_args |= cosine_args
     # safetensors takes contiguous weights only, and the caller's model keeps its memory format
