@@ -146,6 +146,7 @@ def test_names_for_type_checkers_exist():
     assert 'SAM' in names_for_type_checkers(PACKAGE / 'optim' / '__init__.py')
 
 
-@pytest.mark.parametrize('registry', [LOSSES, SAMPLERS, OPTIMIZERS, SECOND_STAGES, POSTHOC], ids=lambda r: r.kind)
+@pytest.mark.parametrize(
+    'registry', [LOSSES, SAMPLERS, OPTIMIZERS, SECOND_STAGES, POSTHOC, FINETUNING], ids=lambda r: r.kind)
 def test_every_method_names_its_paper(registry):
     assert all(info.description and info.paper for info in registry.infos())
