@@ -58,7 +58,8 @@ ARROWS = {
     'hub': {'data', 'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
     'training': {
         'data', 'evaluate', 'finetune', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
-    'cli': {'evaluate', 'hub', 'training'},
+    'predict': {'data', 'hub'},
+    'cli': {'evaluate', 'hub', 'predict', 'training'},
 }
 ARROWS_OF_EVALUATE = {
     'metrics': set(), 'landscape': set(), 'reports': {'metrics'}, 'cli': {'metrics', 'landscape', 'reports'}}

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
     from . import gkp as gkp
     from . import hub as hub
     from . import posthoc as posthoc
+    from . import predict as predict
     from . import training as training
     from . import two_stage as two_stage
     from .data import long_tailed_subset as long_tailed_subset
 
-_LAZY_MODULES = ('cli', 'data', 'evaluate', 'finetune', 'gkp', 'hub', 'posthoc', 'training', 'two_stage')
+_LAZY_MODULES = ('cli', 'data', 'evaluate', 'finetune', 'gkp', 'hub', 'posthoc', 'predict', 'training', 'two_stage')
 _LAZY_NAMES = {'long_tailed_subset': 'data'}
 
 __all__ = [
     'ClassDistribution', '__version__', 'cli', 'create_loss', 'create_sampler', 'data', 'evaluate', 'finetune', 'gkp',
     'hub', 'list_losses', 'list_networks', 'list_optimizers', 'list_samplers', 'long_tailed_subset', 'losses',
-    'models', 'optim', 'posthoc', 'register', 'samplers', 'training', 'two_stage', 'unregister',
+    'models', 'optim', 'posthoc', 'predict', 'register', 'samplers', 'training', 'two_stage', 'unregister',
 ]
 
 

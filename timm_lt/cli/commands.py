@@ -44,6 +44,7 @@ COMMANDS = (
     Command('train', 'train and evaluate a network', 'train'),
     Command('evaluate', 'report of a run, a checkpoint or a file of predictions', 'evaluate'),
     Command('compare', 'compare runs; the first is the baseline', 'compare'),
+    Command('predict', 'label images: file, folder, list or data set', 'predict'),
     Command('hub', 'upload, download and list checkpoints', 'hub'),
     Command('list', 'names of losses, samplers, optimizers, recipes, ...', 'listing'),
     Command('completion', 'completion script of a shell', 'completion'),

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,53 @@ def read_rows(file: Path, input_key: str | None = None, target_key: str | None =
     with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='' if suffix in TABLES else None) as f:
         if suffix not in TABLES:
             return _read_text(file, f)
-        first = f.readline()
-        f.seek(0)
-        delimiter = '\t' if suffix == '.tsv' else max(DELIMITERS, key=first.count)
-        reader = csv.reader(f, delimiter=delimiter, skipinitialspace=True)
+        reader = _cells(f, suffix)
         lines = [(str(reader.line_num), cells) for cells in reader if any(cell.strip() for cell in cells)]
     return _read_table(file, lines, input_key, target_key)
+
+
+def read_paths(file: Path, input_key: str | None = None) -> Iterator[str | None]:
+    """Paths of a list of images one by one, None for an empty cell. Labels are not needed and not read.
+
+    Args:
+        file: As for :func:`read_rows`. A text file holds a path, or a path and a whole number, on each line. A CSV or
+            TSV table without header has the path in its first column.
+        input_key: As for :func:`read_rows`.
+
+    Raises:
+        ValueError: If the column of the paths is not clear.
+    """
+    suffix = file.suffix.lower()
+    if suffix == '.parquet':
+        from pyarrow import parquet
+        table = parquet.ParquetFile(file)
+        column = _find_column(file, table.schema_arrow.names, 'paths', PATH_COLUMNS, input_key, 'input_key')
+        _check_holds_paths(file, table.schema_arrow, column)
+        for batch in table.iter_batches(columns=[column]):
+            yield from (str(value).strip() or None if value is not None else None for value in batch[0].to_pylist())
+        return
+    with open(file, encoding='utf-8-sig', errors='surrogateescape', newline='' if suffix in TABLES else None) as f:
+        if suffix not in TABLES:
+            for line in filter(str.strip, f):
+                words = line.strip().rsplit(None, 1)
+                yield words[0] if len(words) == 2 and _NUMBER.fullmatch(words[1]) else line.strip()
+            return
+        rows = (cells for cells in _cells(f, suffix) if any(cell.strip() for cell in cells))
+        first = [cell.strip() for cell in next(rows, [])]
+        at = 0
+        if input_key or not _FILE_TYPE.search(first[0] if first else '.png'):
+            at = first.index(_find_column(file, first, 'paths', PATH_COLUMNS, input_key, 'input_key'))
+        elif first:
+            yield first[0]
+        yield from (cells[at].strip() or None if len(cells) > at else None for cells in rows)
+
+
+def _cells(file: Any, suffix: str) -> Any:
+    """csv's reader of an open table, with the delimiter that its first line has most."""
+    first = file.readline()
+    file.seek(0)
+    delimiter = '\t' if suffix == '.tsv' else max(DELIMITERS, key=first.count)
+    return csv.reader(file, delimiter=delimiter, skipinitialspace=True)
 
 
 def _read_text(file: Path, lines: Any) -> Rows:
@@ -116,10 +157,7 @@ def _read_parquet(file: Path, input_key: str | None, target_key: str | None) -> 
     from pyarrow import parquet  # comes with datasets; half a second to import
     schema = parquet.read_schema(file)
     path, label, split = _columns(file, schema.names, input_key, target_key)
-    if str(schema.field(path).type).startswith(('struct', 'binary')):
-        raise ValueError(
-            f'{file} holds the images themselves in column {path!r}: read its folder as a Hugging Face dataset, '
-            f"'hfds/{file.parent}'")
+    _check_holds_paths(file, schema, path)
     table = parquet.read_table(file, columns=[path, label] + ([split] if split else []))
     paths, labels = table[path].to_pylist(), table[label].to_pylist()
     return Rows(
@@ -129,6 +167,13 @@ def _read_parquet(file: Path, input_key: str | None, target_key: str | None) -> 
         None if split is None else [str(value) for value in table[split].to_pylist()])
 
 
+def _check_holds_paths(file: Path, schema: Any, column: str) -> None:
+    if str(schema.field(column).type).startswith(('struct', 'binary')):
+        raise ValueError(
+            f'{file} holds the images themselves in column {column!r}: read its folder as a Hugging Face dataset, '
+            f"'hfds/{file.parent}'")
+
+
 def _columns(
         file: Path,
         header: Sequence[str],
@@ -136,21 +181,23 @@ def _columns(
         target_key: str | None,
 ) -> tuple[str, str, str | None]:
     """Names of the columns of paths, labels and (or None) parts."""
-    if len(set(header)) < len(header):
-        raise ValueError(f'{file} has two columns of one name: {list(header)}')
-
-    def find(kind: str, usual: Sequence[str], key: str | None, option: str) -> str:
-        known = [name for name in header if name == key] if key else [n for n in header if n.lower() in usual]
-        if len(known) == 1:
-            return known[0]
-        which = f'no column {key!r}' if key else f'the columns {known}' if known else f'no usual column of {kind}'
-        hint = f'; name the column of {kind} by {option} (--{option.replace("_", "-")})'
-        raise ValueError(f'{file} has {which}, of {list(header)}{hint}')
-
-    path = find('paths', PATH_COLUMNS, input_key, 'input_key')
-    label = find('labels', LABEL_COLUMNS, target_key, 'target_key')
+    path = _find_column(file, header, 'paths', PATH_COLUMNS, input_key, 'input_key')
+    label = _find_column(file, header, 'labels', LABEL_COLUMNS, target_key, 'target_key')
     splits = [name for name in header if name.lower() in SPLIT_COLUMNS and name not in (path, label)]
     return path, label, splits[0] if len(splits) == 1 else None
+
+
+def _find_column(
+        file: Path, header: Sequence[str], kind: str, usual: Sequence[str], key: str | None, option: str) -> str:
+    """The column ``key``, else the one with a usual name."""
+    if len(set(header)) < len(header):
+        raise ValueError(f'{file} has two columns of one name: {list(header)}')
+    known = [name for name in header if name == key] if key else [n for n in header if n.lower() in usual]
+    if len(known) == 1:
+        return known[0]
+    which = f'no column {key!r}' if key else f'the columns {known}' if known else f'no usual column of {kind}'
+    hint = f'; name the column of {kind} by {option} (--{option.replace("_", "-")})'
+    raise ValueError(f'{file} has {which}, of {list(header)}{hint}')
 
 
 def as_number(text: str) -> int | str | None:

@@ -8,9 +8,10 @@ from .errors import HubError
 from .folder import write_hub_card, write_hub_folder
 from .loading import Checkpoint, load, shipped
 from .loading import list_shipped as list
+from .network import load_network
 from .remote import check_repo_id, has_token, list_remote, pull, push
 
 __all__ = [
-    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list', 'list_remote', 'load', 'pull', 'push', 'shipped',
-    'write_hub_card', 'write_hub_folder',
+    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list', 'list_remote', 'load', 'load_network', 'pull',
+    'push', 'shipped', 'write_hub_card', 'write_hub_folder',
 ]

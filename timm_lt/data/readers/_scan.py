@@ -65,6 +65,19 @@ def scan_classes(folder: Path, types: Collection[str], found: Found, skip: bool 
     return classes
 
 
+def images_in_order(folder: Path, types: Collection[str], found: Found) -> Iterator[str]:
+    """Images at any depth, relative to ``folder``: those of a folder in natural order, then those of its folders.
+
+    One folder at a time is held in memory.
+
+    Args:
+        folder: Folder of images.
+        types: File types that count as images.
+        found: Records what is left out, folders that cannot be opened included.
+    """
+    return _images(folder, found, types, skip=True, ordered=True)
+
+
 def _images(
         root: Path,
         found: Found,
@@ -73,8 +86,9 @@ def _images(
         skip: bool = False,
         deep: bool = True,
         other: str = OTHER_TYPES,
+        ordered: bool = False,
 ) -> Iterator[str]:
-    """Paths of the images below ``root/start``, relative to ``root``, in no order; ``other``: reason of other files."""
+    """Paths of the images below ``root/start``, relative to ``root``; ``other``: reason of other files."""
     base = os.fspath(root)
     pending: list[tuple[str, tuple[str, ...]]] = [(start, (os.path.realpath(root),))]
     while pending:
@@ -87,8 +101,9 @@ def _images(
                 raise
             found.leave_out(CLOSED, prefix)
             continue
+        inner_folders = []
         with entries:
-            for entry in entries:
+            for entry in sorted(entries, key=lambda e: natural_key(e.name)) if ordered else entries:
                 name = entry.name
                 path = prefix + name
                 if is_hidden(name):
@@ -99,13 +114,14 @@ def _images(
                         if inner is None:
                             found.leave_out(LINKS_BACK, path)
                         else:
-                            pending.append((path, inner))
+                            inner_folders.append((path, inner))
                 elif os.path.splitext(name)[1].lower() not in types:
                     found.leave_out(other, path)
                 elif entry.is_file() or entry.is_symlink():  # a broken link is an image that cannot be read
                     yield path
                 else:
                     found.leave_out(SPECIAL, path)
+        pending += reversed(inner_folders)
 
 
 def _follow(entry: os.DirEntry, links: tuple[str, ...], base: str, folder: str) -> tuple[str, ...] | None:

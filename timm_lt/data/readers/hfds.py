@@ -136,6 +136,14 @@ class HubReader(DatasetReader):
         dataset.found = found
         return dataset
 
+    def read_images(self, split: str) -> HubImages:
+        """All rows of a part, without labels: each target is -1."""
+        reader = self._open(split)
+        if self._lacks(reader, reader.image_key):
+            raise self._no_column(reader, reader.image_key)
+        rows = range(len(reader))
+        return HubImages(reader, rows, [-1] * len(rows), None, input_img_mode=self.input_img_mode)
+
     def _open(self, split: str) -> Any:
         root = None if self.root is None else str(self.root)
         try:
@@ -148,16 +156,26 @@ class HubReader(DatasetReader):
 
     def _check_columns(self, reader: Any) -> None:
         """Raise a ValueError if the image or the label column is missing."""
+        for key in (reader.image_key, reader.label_key):
+            if self._lacks(reader, key):
+                raise self._no_column(reader, key)
+
+    @staticmethod
+    def _columns(reader: Any) -> list[str]:
         columns = list(reader.dataset.column_names)
         table = reader.dataset.data
         if table.column(reader.image_key).null_count == table.num_rows:
             columns.remove(reader.image_key)  # no cell has an image: the reader's cast added the column
-        for key in (reader.image_key, reader.label_key):
-            # timm also takes fields inside a column and several columns
-            if key not in columns and not any(mark in key for mark in './,'):
-                raise ValueError(
-                    f'dataset {f"hfds/{self.name}"!r} has no column {key!r}, only {columns}; name the image column by '
-                    f'input_key (--input-key) and the label column by target_key (--target-key)')
+        return columns
+
+    def _lacks(self, reader: Any, key: str) -> bool:
+        # timm also takes fields inside a column and several columns
+        return key not in self._columns(reader) and not any(mark in key for mark in './,')
+
+    def _no_column(self, reader: Any, key: str) -> ValueError:
+        return ValueError(
+            f'dataset {f"hfds/{self.name}"!r} has no column {key!r}, only {self._columns(reader)}; name the image '
+            f'column by input_key (--input-key) and the label column by target_key (--target-key)')
 
     def _number(
             self, reader: Any, labels: Sequence[Any],
