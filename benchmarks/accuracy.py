@@ -78,6 +78,7 @@ METHODS = {
     # its figures with prediction re-balancing (transductive) stand in the same run
     'gala': Method('--loss gala --posthoc rebalance --posthoc-kwargs tau=1.0 transductive=True', 'gala'),
     'bcl': Method('--loss bcl', 'bcl'),
+    'proco': Method('--loss proco', 'proco'),
     'class_balanced_sampler': Method('--loss ce --sampler class_balanced'),
     'square_root_sampler': Method('--loss ce --sampler square_root'),
     'crt': Method(f'{SECOND_STAGES} crt', after='ce'),

@@ -39,7 +39,7 @@ LEVELS = {
     'model': ('', 'resnet32_cifar', 'cosine_network --model-kwargs network=resnet20_cifar', 'test_vit --img-size 32',
               'test_convnext --input-size 3 32 32'),
     'loss': ('', 'ce', 'logit_adjustment', 'ldam', 'vs', 'focal', 'class_balanced', 'eql', 'las', 'gcl', 'lade', 'gala',
-             'bcl', 'bce', 'poly'),
+             'bcl', 'proco', 'bce', 'poly'),
     'opt': ('', 'momentum', 'adamw', 'sam', 'asam', 'imbsam', 'ssesam', 'focalsam', 'ccsam', 'gsa', 'gsa --gkp',
             'lookahead_sam', 'lion'),
     'opt_kwargs': ('', 'batchnorm=stacked', 'every=2', 'base=adamw'),

@@ -28,6 +28,7 @@ OPTIONS = {
     'gcl': [dict(noise_factor=1.0), dict(noise_std=0.1), dict(margin=0.1), dict(scale=20.0), dict(focal_gamma=1.0)],
     'lade': [dict(regularizer_weight=0.5), dict(remine_lambda=0.5), dict(variant='released')],
     'gala': [dict(lambda1=0.5), dict(lambda2=0.2), dict(epsilon=0.1), dict(variant='released')],
+    'proco': [dict(contrastive_weight=0.1), dict(temperature=0.5), dict(tau=0.5)],
     'bcl': [dict(classification_weight=1.0), dict(contrastive_weight=0.1), dict(temperature=0.5), dict(tau=0.5)],
 }
 
@@ -41,12 +42,14 @@ def make_batch(batch=16, classes=C, scale=1.0, dtype=torch.float64):
 
 def output_of(name, logits):
     """What the loss takes, as a function of the logits."""
-    if name != 'bcl':
+    if name not in ('bcl', 'proco'):
         return logits
     generator = torch.Generator().manual_seed(2)
-    lift = torch.randn(logits.shape[1], 8, generator=generator, dtype=torch.float64)
+    lift = torch.randn(logits.shape[1], 128 if name == 'proco' else 8, generator=generator, dtype=torch.float64)
     first = F.normalize(logits.double() @ lift + 0.1, dim=1)
     second = F.normalize(logits.double() @ lift.flip(1) - 0.1, dim=1)
+    if name == 'proco':
+        return logits, torch.stack([first, second], 1).to(logits.dtype)
     prototypes = F.normalize(torch.randn(logits.shape[1], 8, generator=generator, dtype=torch.float64), dim=1)
     return logits, torch.stack([first, second], 1).to(logits.dtype), prototypes.to(logits.dtype)
 

@@ -18,7 +18,9 @@ def batch_with_ignored():
 
 
 def rows(output, kept):
-    return output[kept] if isinstance(output, torch.Tensor) else (output[0][kept], output[1][kept], output[2])
+    if isinstance(output, torch.Tensor):
+        return output[kept]
+    return tuple(part[kept] if len(part) == len(kept) else part for part in output)  # not BCL's prototypes
 
 
 def quiet(name, **options):

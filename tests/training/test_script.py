@@ -166,10 +166,12 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
 @pytest.mark.parametrize('options', [
     ['--loss', 'bcl', '--opt', 'sam', '--opt-kwargs', 'rho=0.05'],
     ['--loss', 'ldam', '--drw-epoch', '1', '--opt', 'imbsam', '--opt-kwargs', 'eta=10'],
+    ['--loss', 'proco', '--drw-epoch', '1', '--drw-rule', 'prior_power', '--opt', 'ssesam', '--opt-kwargs', 'eta=10',
+     'rho_schedule=step', 'rho_epoch=1', 'rho_end=2'],
     ['--loss', 'ce', '--mixup', '1.0', '--opt', 'ssesam', '--opt-kwargs', 'eta=10', 'stage=0.5',
      '--mixed-precision', 'bf16'],
     ['--loss', 'vs', '--smoothing', '0.1', '--opt', 'lookahead_focalsam', '--torchcompile', 'eager'],
-], ids=['bcl', 'ldam', 'mixup', 'compiled'])
+], ids=['bcl', 'ldam', 'proco', 'mixup', 'compiled'])
 def test_methods_combine_in_one_run(tmp_path, options):
     assert main(list(map(str, digits(tmp_path, *options, '--images-per-class', '20', '--workers', '0')))) == 0
     assert np.isfinite(metrics_of(tmp_path)['top1'])

@@ -248,15 +248,16 @@ class MultiView:
         return first.batch_augment(seed, whole, others)
 
 
-def contrastive_views(augmentation: Augmentation, num_views: int) -> MultiView:
+def contrastive_views(
+        augmentation: Augmentation, num_views: int, scale: tuple[float, float] = (0.2, 1.0)) -> MultiView:
     """The views of contrastive losses such as BCL (Zhu et al., CVPR 2022, https://arxiv.org/abs/2207.09052).
 
     View 1, for the classifier, is ``augmentation``. The others, for the projection head, are those of SimCLR (Chen et
-    al., ICML 2020): random resized crop of 20% to 100% of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with
+    al., ICML 2020): random resized crop of a share ``scale`` of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with
     probability 0.8, grey with probability 0.2.
     """
     contrastive = replace(
-        augmentation, crop_mode='rrc', scale=(0.2, 1.0), ratio=None, auto_augment=None,
+        augmentation, crop_mode='rrc', scale=scale, ratio=None, auto_augment=None,
         color_jitter=(0.4, 0.4, 0.4, 0.1), color_jitter_prob=0.8, grayscale_prob=0.2)
     return MultiView([augmentation] + [contrastive] * (num_views - 1))
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .ldam import LDAMLoss as LDAMLoss
     from .ldam import ldam_loss as ldam_loss
     from .ldam import ldam_margins as ldam_margins
+    from .proco import ProCoLoss as ProCoLoss
+    from .proco import concentration_of as concentration_of
+    from .proco import proco_logits as proco_logits
     from .vs import VSLoss as VSLoss
     from .vs import vs_loss as vs_loss
     from .vs import vs_parameters as vs_parameters

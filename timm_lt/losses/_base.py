@@ -53,6 +53,7 @@ class LongTailLoss(nn.Module):
     soft_targets = True
     takes_class_weight = True
     views = 1  # views of each image in training; with more the loss takes the output of the model of wrap_model
+    view_scale: tuple[float, float] = (0.2, 1.0)  # area that the random crops of the further views keep
     couples_samples = False  # True: the value of a sample depends on the batch that it is in
     cosine_classifier = False  # True: wants cosines of a normalised classifier as logits, and scales them by itself
     ignore_index = IGNORE_INDEX

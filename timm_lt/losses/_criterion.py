@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -92,6 +93,11 @@ def statistics(criterion: Any, mode: str) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def several_processes() -> bool:
+    """Whether statistics are summed over processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def statistics_held() -> bool:

@@ -29,6 +29,7 @@ from .._registry import register_loss
 from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_option, check_range
 from ._base import LongTailLoss
+from ._criterion import several_processes
 from ._targets import num_counted, with_valid_labels
 from ._terms import margin_losses, reduce
 
@@ -87,10 +88,6 @@ def _losses(
         column = with_valid_labels(target)[:, None]
         adjusted.scatter_add_(1, column, lambda2 * log_sum[column])
     return F.cross_entropy(adjusted, target, reduction='none')
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @register_loss('gala', paper='Zhang et al., ICASSP 2024', needs=('class_counts',))
@@ -173,7 +170,7 @@ class GALALoss(LongTailLoss):
     def _stage(self, losses: Tensor, target: Tensor) -> None:
         # minus |g_y| = p_y - 1; a logit that overflowed must not spoil the statistics for good
         minus_gradient = torch.nan_to_num(torch.expm1(-losses), nan=0.0).to(self.pending.dtype)
-        if self.statistics_mode == 'immediate' and self.variant == 'paper' and not _several_processes():
+        if self.statistics_mode == 'immediate' and self.variant == 'paper' and not several_processes():
             total = self.gradient_sum  # the commit below, in one operation
         else:
             total = self.pending
@@ -189,7 +186,7 @@ class GALALoss(LongTailLoss):
 
     @torch.no_grad()
     def commit_statistics(self) -> None:
-        if _several_processes():
+        if several_processes():
             dist.all_reduce(self.pending)
         if self.variant == 'paper':
             self.gradient_sum += self.pending[:-1]

@@ -9,14 +9,14 @@ Differs from the paper / official code: both MLPs have no BatchNorm, so a protot
 The timm model keeps its classifier; give it a cosine classifier first where one is wanted.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._classifier import find_classifier
 from .._validate import check_range
+from ._views import ViewsModel
 
 __all__ = ['BCLModel', 'BCLOutput']
 
@@ -34,7 +34,7 @@ class BCLOutput(NamedTuple):
     prototypes: Tensor
 
 
-class BCLModel(nn.Module):
+class BCLModel(ViewsModel):
     """Any timm model with a projection head and a prototype head around it.
 
     Stacked views (B, 3, ch, H, W), the classifier view first, give a :class:`BCLOutput`. Plain images (B, ch, H, W)
@@ -56,44 +56,20 @@ class BCLModel(nn.Module):
     """
 
     def __init__(self, model: nn.Module, projection_dim: int = 128, hidden_dim: int | None = None) -> None:
-        super().__init__()
+        super().__init__(model, 'BCL')
         check_range('projection_dim', projection_dim, 1)
-        weight = getattr(find_classifier(model), 'weight', None)
-        if weight is None or weight.ndim not in (2, 4) or weight[0, 0].numel() != 1:
-            raise ValueError(
-                f'{type(model).__name__} needs exactly one linear classifier for BCL, whose weights give the class '
-                f'prototypes; create a timm model with num_classes > 0 and a single linear head')
-        self.model: Any = model
-        dim = weight.shape[1]
+        dim = self.feature_dim
         self.projection = _mlp(dim, hidden_dim or dim, projection_dim)
         self.prototype_projection = _mlp(dim, hidden_dim or dim, projection_dim)
 
     def forward(self, x: Tensor) -> BCLOutput | Tensor:
         if x.ndim == 4:
             return self.model(x)
-        if x.ndim != 5 or x.shape[1] != 3:
-            raise ValueError(f'images must be (B, ch, H, W), or (B, 3, ch, H, W) views, got shape {tuple(x.shape)}')
-        batch = x.shape[0]
-        # view by view: the classifier view of all images first
-        views = x.transpose(0, 1).reshape(3 * batch, *x.shape[2:])
-        features = self.model.forward_head(self.model.forward_features(views), pre_logits=True)
-        classifier = self.model.get_classifier()
-        weight = classifier.weight.flatten(1)
-        if isinstance(classifier, nn.Conv2d):
-            logits = F.linear(features[:batch], weight, classifier.bias)
-        else:
-            logits = classifier(features[:batch])
-        contrastive = F.normalize(self.projection(features[batch:]).float(), dim=1)
+        logits, features = self.logits_and_features(x)
+        weight = self.get_classifier().weight.flatten(1)
+        contrastive = F.normalize(self.projection(features).float(), dim=1)
         prototypes = F.normalize(self.prototype_projection(weight).float(), dim=1)
-        return BCLOutput(logits, contrastive.reshape(2, batch, -1).transpose(0, 1), prototypes)
-
-    def get_classifier(self) -> nn.Module:
-        """The classifier of the timm model."""
-        return self.model.get_classifier()
-
-    def plain_model(self) -> nn.Module:
-        """The timm model without the contrastive heads, as it is evaluated and published."""
-        return self.model
+        return BCLOutput(logits, contrastive.reshape(2, len(logits), -1).transpose(0, 1), prototypes)
 
 
 def _mlp(in_features: int, hidden: int, out_features: int) -> nn.Sequential:

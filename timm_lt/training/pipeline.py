@@ -40,13 +40,15 @@ class InputPipeline:
     accelerator: Accelerator
     seed: int
 
-    def training(self, images: Any, epochs: int, views: int = 1) -> Any:
+    def training(
+            self, images: Any, epochs: int, views: int = 1, view_scale: tuple[float, float] = (0.2, 1.0)) -> Any:
         """Loader of augmented training images, in the order of the sampler.
 
         Args:
             images: Training images.
             epochs: Epochs of the stage, for samplers that change over them.
             views: Views of each image, >= 1, as the loss declares.
+            view_scale: Area that the random crops of the further views keep, as the loss declares.
 
         Raises:
             ConfigError: If sampler or augmentation do not take the options.
@@ -56,7 +58,7 @@ class InputPipeline:
         try:
             return create_train_loader(
                 images, self.sampler(images.targets, epochs), augmentation, self.data.batch_size, seed=self.seed,
-                transform=contrastive_views(augmentation, views) if views > 1 else None, **self._where())
+                transform=contrastive_views(augmentation, views, view_scale) if views > 1 else None, **self._where())
         except (AssertionError, TypeError, ValueError) as e:  # timm asserts what --aa says
             which = f' (--aa {aa})' if isinstance(e, AssertionError) and aa else ''
             raise ConfigError(f'sampler {self.data.sampler!r} or augmentation{which}: {one_line(e)}') from e

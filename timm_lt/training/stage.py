@@ -139,7 +139,8 @@ class NetworkObjective:
     def loader(self, stage: 'Stage') -> Any:
         options = stage.options
         views = LOSSES.trait(options.loss.loss, 'views', 1)
-        return stage.pipeline.training(stage.data.train, options.schedule.epochs, views)
+        view_scale = LOSSES.trait(options.loss.loss, 'view_scale', (0.2, 1.0))
+        return stage.pipeline.training(stage.data.train, options.schedule.epochs, views, view_scale)
 
     def learner(self, stage: 'Stage', criterion: nn.Module, updates_per_epoch: int) -> tuple[Learner, int]:
         options, accelerator = stage.options, stage.accelerator
