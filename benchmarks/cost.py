@@ -55,6 +55,10 @@ PLAIN = 'plain step'
 OPTIMIZERS = {
     'sam': ('sam', {}, 0, False),
     'asam': ('asam', {}, 0, False),
+    'gsam': ('gsam', {}, 0, False),
+    'gnp': ('gnp', {}, 0, False),
+    'friendlysam': ('friendlysam', {}, 0, False),
+    'rwp': ('rwp', {}, 0, False),
     'imbsam': ('imbsam', {'eta': ETA}, 0, True),
     'ssesam, first stage': ('ssesam', {'eta': ETA}, 0, True),
     'ssesam, second stage': ('ssesam', {'eta': ETA}, 9, True),

@@ -40,8 +40,8 @@ LEVELS = {
               'test_convnext --input-size 3 32 32'),
     'loss': ('', 'ce', 'logit_adjustment', 'ldam', 'vs', 'focal', 'class_balanced', 'eql', 'las', 'gcl', 'lade', 'gala',
              'bcl', 'proco', 'bce', 'poly'),
-    'opt': ('', 'momentum', 'adamw', 'sam', 'asam', 'imbsam', 'ssesam', 'focalsam', 'ccsam', 'gsa', 'gsa --gkp',
-            'lookahead_sam', 'lion'),
+    'opt': ('', 'momentum', 'adamw', 'sam', 'asam', 'gsam', 'friendlysam', 'looksam', 'gnp', 'rwp', 'imbsam', 'ssesam',
+            'focalsam', 'ccsam', 'gsa', 'gsa --gkp', 'lookahead_sam', 'lion'),
     'opt_kwargs': ('', 'batchnorm=stacked', 'every=2', 'base=adamw'),
     'sampler': ('', 'class_balanced', 'square_root', 'progressive', 'repeat_factor', 'reverse', 'effective_number'),
     'stage2': ('', 'crt', 'lws', 'mislas', 'ncm', 'tau_norm --stage2-kwargs tau=0.7', 'disalign', 'ccsam',
@@ -99,7 +99,9 @@ def command_of(row):
 REFUSED = (
     ({'drw_epoch': ('0',)}, {'loss': ('bcl', 'bce', 'poly')}),
     ({'opt_kwargs': ('batchnorm=stacked', 'every=2', 'base=adamw')}, {'opt': ('', 'momentum', 'adamw', 'lion')}),
-    ({'opt_kwargs': ('batchnorm=stacked',)}, {'opt': ('sam', 'asam', 'imbsam', 'focalsam', 'ccsam', 'lookahead_sam')}),
+    ({'opt_kwargs': ('batchnorm=stacked',)}, {
+        'opt': ('sam', 'asam', 'gsam', 'friendlysam', 'looksam', 'gnp', 'rwp', 'imbsam', 'focalsam', 'ccsam',
+                'lookahead_sam')}),
     ({'sched': ('plateau',)}, {'sched_on_updates': (True,)}),
     ({'posthoc': ('tau_normalize',)}, {'stage2': ('disalign',)}),
     ({'posthoc': ('tau_normalize',)}, {'cosine_classifier': (True,)}),

@@ -30,6 +30,7 @@ from timm_lt.optim import BatchClosure, optimizer_step
 
 warnings.simplefilter('ignore')
 ALL = ('momentum', *NAMES)
+VARIANTS = ('gsam', 'gnp', 'friendlysam', 'looksam')
 
 
 def joint_batch(seed, kind='mixed'):
@@ -58,7 +59,7 @@ def close(a, b, what):
 
 def check_processes_equal_one_process_with_the_joint_batch(wrap=lambda model, optimizer: (DDP(model), optimizer)):
     for kind in ('mixed', 'sorted'):
-        for name in ALL:
+        for name in ALL if kind == 'sorted' else (*ALL, *VARIANTS):
             alone = make_model('group')
             # DDP sends buffers in a forward pass, which a process without a part does not make
             alone.register_buffer('constant', torch.ones(3))
@@ -76,6 +77,17 @@ def check_processes_equal_one_process_with_the_joint_batch(wrap=lambda model, op
 
 def check_gradients_as_bucket_views_equal_one_process():
     check_processes_equal_one_process_with_the_joint_batch(lambda m, o: (DDP(m, gradient_as_bucket_view=True), o))
+
+
+def check_random_perturbations_are_those_of_one_process():
+    alone = make_model('group')
+    model = DDP(copy.deepcopy(alone))
+    optimizer, single = make_optimizer(model, 'rwp', rho=0.5), make_optimizer(alone, 'rwp', rho=0.5)
+    for step in range(3):
+        x, y = joint_batch(step)
+        optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y)))
+        optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y))
+    close(flat(model.parameters()), flat(alone.parameters()), 'rwp')
 
 
 def check_uneven_shares_and_class_weights_and_micro_batches_equal_the_joint_batch():
@@ -164,7 +176,7 @@ def check_overflow_in_any_pass_of_one_process_makes_all_skip():
     bad_rank = dist.get_world_size() - 1
     for norm in ('batch', 'group'):
         local = {'local_ascent': True}
-        for name, options in [*((n, {}) for n in ALL), ('sam', local), ('ssesam', local)]:
+        for name, options in [*((n, {}) for n in (*ALL, 'gsam', 'looksam')), ('sam', local), ('ssesam', local)]:
             accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=64.0)
             model, optimizer = accelerator.prepare(
                 *(lambda m: (m, make_optimizer(m, name, **options)))(make_model(norm, torch.float32)))  # noqa: B023
@@ -246,6 +258,15 @@ def check_fsdp2_through_accelerate_equals_one_process():
         set_optimizer_state_dict(model, optimizer.optimizer, state)
         own = optimizer.optimizer.state_dict()['sharpness_aware']
         assert own == {'step': 1, 'epoch': 8, 'num_epochs': 10}, own
+        # so does the state of each parameter
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'friendlysam')))(make_model('group'))
+        optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y), accelerator))
+        state = get_optimizer_state_dict(model, optimizer.optimizer)
+        kept = [s['average_gradient'].full_tensor() for s in optimizer.optimizer.state.values()]
+        model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'friendlysam')))(make_model('group'))
+        set_optimizer_state_dict(model, optimizer.optimizer, state)
+        loaded = [s['average_gradient'].full_tensor() for s in optimizer.optimizer.state.values()]
+        assert len(loaded) == 6 and all(v.any() for v in loaded) and all(map(torch.equal, loaded, kept))
         # more parts than one need a pass each here, and BatchNorm's buffers must not see them
         model, optimizer = (lambda m: wrap(m, make_optimizer(m, 'ssesam')))(make_model('batch'))
         plain = make_model('batch')

@@ -20,6 +20,7 @@ CHECKS = {
         'buffers_after_a_step_are_those_of_one_plain_forward_of_ddp',
         'dropout_and_ignored_samples_of_one_process_keep_replicas_equal',
         'local_ascent_perturbs_every_process_by_its_own_gradient',
+        'random_perturbations_are_those_of_one_process',
         'overflow_in_any_pass_of_one_process_makes_all_skip',
         'fsdp2_through_accelerate_equals_one_process',
     ],

@@ -13,8 +13,13 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .asam import ASAM as ASAM
     from .ccsam import CCSAM as CCSAM
     from .focalsam import FocalSAM as FocalSAM
+    from .friendlysam import FriendlySAM as FriendlySAM
+    from .gnp import GNP as GNP
     from .gsa import GSA as GSA
+    from .gsam import GSAM as GSAM
     from .imbsam import ImbSAM as ImbSAM
+    from .looksam import LookSAM as LookSAM
+    from .rwp import RWP as RWP
     from .sam import SAM as SAM
     from .ssesam import SSESAM as SSESAM
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ..engine import BatchClosure
 
@@ -26,10 +25,7 @@ class UnmixedClosure(BatchClosure):
                 labels.append(target.argmax(1) if label is None else label.to(target.device))
         super().__init__(closure.model, closure.criterion, closure.inputs, labels, closure.accelerator)
         self._replay = closure._replay
-        self._first_targets = closure.targets if mixed_ascent else self.targets
-
-    def targets_of_pass(self, first: bool) -> list[Any]:
-        return self._first_targets if first else self.targets
+        self.first_targets = closure.targets if mixed_ascent else self.targets
 
     @contextmanager
     def forward_context(self, first: bool) -> Iterator[None]:

@@ -92,7 +92,7 @@ class BatchClosure:
         self.accelerator = accelerator
         self.module, self.ddp, self.compiled = unwrap_model(model)
         self.inputs = input if isinstance(input, list) else [input]
-        self.targets = target if isinstance(target, list) else [target]
+        self.targets = self.first_targets = target if isinstance(target, list) else [target]
         self._labels = labels if isinstance(labels, list) else [labels] * len(self.targets)
         if not len(self.inputs) == len(self.targets) == len(self._labels) or not self.inputs:
             raise ValueError(
@@ -279,7 +279,7 @@ class BatchClosure:
 
         With ``index`` or ``bare`` without the wrappers of the model: they may wait for processes that do not pass.
         """
-        input, target = self.inputs[i], self.targets_of_pass(first)[i]
+        input, target = self.inputs[i], (self.first_targets if first else self.targets)[i]
         if index is not None:
             input, target = take_samples(input, index), take_samples(target, index)
         with self.forward_context(first), self.replay(i, index):
@@ -287,10 +287,6 @@ class BatchClosure:
             if first:
                 self._keep_output(i, logits_of(output).detach(), index)
             return sample_losses(self.criterion, output, target)[0]
-
-    def targets_of_pass(self, first: bool) -> list[Any]:
-        """Targets of the first pass, or of a further one, one per micro-batch."""
-        return self.targets
 
     def _keep_output(self, i: int, logits: Tensor, index: Tensor | None) -> None:
         if index is None:

@@ -88,6 +88,7 @@ class StepGradients:
         closure.zero_grad()
         loss = closure.mean_pass(sync=not optimizer.local_ascent)
         gradients = take_gradients(self.params)
+        first = [None if g is None else g.clone() for g in gradients] if optimizer.combines else []
         parts = [self._part(0, radius, -1, gradients)]
         if not parts[0].params:
             set_gradients(self.params, gradients)
@@ -101,6 +102,9 @@ class StepGradients:
                 closure.mean_pass(first=False)
         finally:
             buffers.restore()
+        if optimizer.combines:
+            with torch.no_grad():
+                optimizer.combine(self.params, first)
         return loss
 
     def of_parts(self, table: list[Tensor], radii: list[float]) -> Tensor:

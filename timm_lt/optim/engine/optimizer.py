@@ -21,18 +21,18 @@ from torch import Tensor
 from ..._types import ParamsT
 from ..._unwrap import unwrap_model
 from ..._validate import check_option, check_range, check_whole
-from .._tensors import global_norm, local, scale_
+from .._tensors import Gradients
 from .checks import check_call, check_output
 from .closure import BatchClosure, check_ddp
 from .coupling import CouplingProbe
 from .gradients import Part, StepGradients
+from .radius import to_radius
 from .schedule import SCHEDULES, check_rho_epoch, radius_factor, start_epoch_problem, steps_problem
 from .selection import ParameterSelection
 from .wrapper import OptimizerWrapper, create_base
 
 BATCHNORM = ('batch', 'exact_ascent', 'stacked')
 _REMOVED = ('group', 'frozen')
-_NORM_EPS = 1e-12
 
 
 class SharpnessAware(OptimizerWrapper):
@@ -83,6 +83,8 @@ class SharpnessAware(OptimizerWrapper):
     num_classes: int | None = None  # length of the class counts, compared with the logits
     adaptive_eta = 0.0  # added to |theta| in T
     part_normalizer = 'batch'  # 'part': L_k is the mean over the part's samples instead of their sum / B
+    combines = False  # combine() takes the gradient of the first pass too
+    joint_only = False  # local_ascent has no meaning
 
     def __init__(
             self,
@@ -117,6 +119,8 @@ class SharpnessAware(OptimizerWrapper):
         self.adaptive = bool(adaptive)
         if adaptive and type(self).perturb is not SharpnessAware.perturb:
             raise ValueError(f'{type(self).__name__} defines its own perturbation, so adaptive=True has no meaning')
+        if self.local_ascent and self.joint_only:
+            raise ValueError(f'{type(self).__name__} perturbs all processes alike; use local_ascent=False')
         self._said: set[str] = set()
         base_optimizer = create_base(type(self), params, base, base_options)
         super().__init__(base_optimizer, {'step': 0, 'epoch': 0, 'num_epochs': None})
@@ -138,26 +142,19 @@ class SharpnessAware(OptimizerWrapper):
     def perturb(self, parts: list[Part]) -> None:
         """Turn the gradients of each part into its perturbation, in place: ``eps = rho * g / |g|``, or ASAM's."""
         for part in parts:
-            self._times_size(part)
-            norm = global_norm(part.grads)
-            self._times_size(part)
-            scale_(part.grads, self.scale_of(part.radius, norm))
+            self.redirect(part)
+            to_radius(part.grads, part.params, part.radius, self.adaptive_eta if self.adaptive else None)
 
-    def _times_size(self, part: Part) -> None:
-        """``g <- T g``, one parameter at a time; nothing without ``adaptive``."""
-        for p, g in zip(part.params, part.grads) if self.adaptive else ():
-            # without eta the sign of T does not matter, neither for |T g| nor for T^2 g
-            local(g).mul_(local(p) if self.adaptive_eta == 0 else local(p).abs().add_(self.adaptive_eta))
+    def redirect(self, part: Part) -> None:
+        """Change in place the gradients along which :meth:`perturb` moves a part; by default they stay."""
 
-    @staticmethod
-    def scale_of(radius: float, norm: Tensor) -> Tensor:
-        """``radius / norm``: 0 for a gradient of 0, NaN for one that overflowed.
+    def combine(self, params: Sequence[Tensor], first: Gradients) -> None:
+        """Change ``.grad`` after the further pass of a perturbed step; for methods with ``combines = True``.
 
-        NaN weights make the loss and every gradient NaN, on every process after averaging. All processes therefore skip
-        the step. Infinity would become a factor of 0 and hide the overflow.
+        Args:
+            params: The parameters; ``.grad`` is the gradient at the perturbed weights.
+            first: Gradient of each at the unperturbed weights, or None, with the same loss scale.
         """
-        norm = norm.float() if norm.dtype in (torch.float16, torch.bfloat16) else norm
-        return radius / (norm + _NORM_EPS) + 0 * norm
 
     def extra_gradient(self, grad_scale: Tensor | float | None) -> None:
         """Add to ``.grad`` a gradient that needs no pass over the batch, e.g. of a penalty, times ``grad_scale``.
