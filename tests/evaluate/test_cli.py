@@ -18,6 +18,7 @@ from timm_lt import ClassDistribution
 from timm_lt.evaluate.cli import build_parser, checkpoint, main
 from timm_lt.evaluate.cli.data import Data
 from timm_lt.evaluate.cli.network import collect, load_network
+from timm_lt.evaluate.metrics.openset import SCORES
 from timm_lt.hub import Checkpoint
 from timm_lt.posthoc import PostHoc
 
@@ -75,9 +76,9 @@ def test_landscape_and_open_set_stand_in_the_report(workplace):
     command = options(
         workplace, output=workplace / 'full', **{
             'open-set': 'folder', 'open-set-dir': workplace / 'others', 'landscape-images': 2})
-    assert main([*command, '--landscape', '--open-set-score', 'softmax', 'energy', 'prototype']) == 0
+    assert main([*command, '--landscape', '--open-set-score', *SCORES]) == 0
     metrics = json.loads((workplace / 'full' / 'metrics.json').read_text())
-    assert [r['score'] for r in metrics['open_set']] == ['softmax', 'energy', 'prototype']
+    assert [r['score'] for r in metrics['open_set']] == list(SCORES)
     assert all(r['num_known'] == 9 and r['num_unknown'] == 3 for r in metrics['open_set'])
     assert all("part 'val'" in r['threshold_rule'] for r in metrics['open_set'])
     landscape = metrics['landscape']
@@ -131,7 +132,7 @@ def test_list_that_is_the_same_for_each_part_sets_no_threshold(name, workplace, 
 def test_prototypes_are_never_taken_from_tested_images(workplace, capsys):
     command = options(workplace, split='train', **{
         'open-set': 'folder', 'open-set-dir': workplace / 'others', 'threshold-split': 'val'})
-    assert 'prototypes cannot be taken' in one_sentence(capsys, [*command, '--open-set-score', 'prototype'])
+    assert 'scores cannot be fitted' in one_sentence(capsys, [*command, '--open-set-score', 'prototype'])
     assert main(command) == 0
 
 

@@ -10,9 +10,11 @@ The test set chooses nothing here: thresholds come from validation images, and t
 
 from .landscape import measure_landscape
 from .metrics import (
+    TrainingOutputs,
     choose_threshold,
     class_prototypes,
     compare,
+    fit_open_set_score,
     gather_predictions,
     mcnemar,
     merge_seeds,
@@ -25,7 +27,7 @@ from .metrics import (
 from .reports import write_comparison, write_report
 
 __all__ = [
-    'choose_threshold', 'class_prototypes', 'compare', 'gather_predictions', 'mcnemar', 'measure_landscape',
-    'merge_seeds', 'open_set_f_measure', 'open_set_report', 'open_set_scores', 'reject', 'report', 'write_comparison',
-    'write_report',
+    'TrainingOutputs', 'choose_threshold', 'class_prototypes', 'compare', 'fit_open_set_score', 'gather_predictions',
+    'mcnemar', 'measure_landscape', 'merge_seeds', 'open_set_f_measure', 'open_set_report', 'open_set_scores', 'reject',
+    'report', 'write_comparison', 'write_report',
 ]

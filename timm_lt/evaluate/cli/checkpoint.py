@@ -12,7 +12,7 @@ from ..metrics import report
 from .data import Data
 from .landscape import landscape
 from .network import EvaluationError, classifier_of, load_network
-from .open_set import check_open_set_options, open_set
+from .open_set import check_open_set_options, needs_features, open_set
 from .output import Output, choose_folder, write_output
 from .run_parts import RunParts
 
@@ -34,8 +34,7 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     run = RunParts.of(args.checkpoint)
     data = Data(args, network, distribution, run if run is not None and run.fill(args) else None)
     split, dataset = data.tested()
-    needs_features = bool(args.open_set) and 'prototype' in args.open_set_score
-    logits, targets, features = data.collect(dataset, f'split {split}', needs_features or args.landscape)
+    logits, targets, features = data.collect(dataset, f'split {split}', needs_features(args) or args.landscape)
     posthoc = None if args.no_posthoc else network.posthoc
     metrics = report(
         logits, targets, distribution, split_rule=args.split_rule, class_names=data.class_names, posthoc=posthoc,

@@ -4,14 +4,15 @@ import argparse
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from ...class_distribution import ClassDistribution
 from ...data.parts import usual_part
-from ..metrics import choose_threshold, class_prototypes, open_set_report, open_set_scores
-from ..metrics.openset import UNKNOWN
+from ..metrics import choose_threshold, open_set_report
+from ..metrics.openset import SCORES, UNKNOWN, TrainingOutputs, fit_open_set_score
 from .data import Data
-from .network import EvaluationError
+from .network import EvaluationError, classifier_of
 
 
 def check_open_set_options(args: argparse.Namespace) -> None:
@@ -23,6 +24,20 @@ def check_open_set_options(args: argparse.Namespace) -> None:
                     f'--{name.replace("_", "-")} is of --open-set NAME, which is not given; for a folder of images: '
                     f'--open-set folder')
     args.open_set_score = args.open_set_score or ['softmax', 'energy']
+
+
+def needs_features(args: argparse.Namespace) -> bool:
+    """Whether a score of the open set reads the input of the classifier."""
+    return bool(args.open_set) and any(SCORES[score].needs_features for score in args.open_set_score)
+
+
+def _training_outputs(data: Data, logits: Tensor, targets: Tensor, features: Tensor | None) -> TrainingOutputs:
+    if features is None:
+        return TrainingOutputs(targets, logits)
+    layer = classifier_of(data.network.model)
+    linear = isinstance(layer, nn.Linear)
+    weight, bias = (getattr(layer, name, None) if linear else None for name in ('weight', 'bias'))
+    return TrainingOutputs(targets, logits, features, *(None if t is None else t.cpu() for t in (weight, bias)))
 
 
 def open_set(
@@ -37,19 +52,18 @@ def open_set(
         features: Tensor | None,
 ) -> list[dict[str, Any]]:
     """Reports of the scores; predictions are corrected as in the closed set, scores are those of the plain logits."""
-    prototype = 'prototype' in args.open_set_score
+    wanted = needs_features(args)
     part, known = data.for_threshold(tested)
-    val_logits, val_targets, val_features = data.collect(known, f'split {part}', prototype)
-    unknown_logits, _, unknown_features = data.collect(data.unknown(), 'unknown classes', prototype)
-    prototypes = None
-    if prototype:
-        train = (val_features, val_targets)
+    validation = data.collect(known, f'split {part}', wanted)
+    unknown_logits, _, unknown_features = data.collect(data.unknown(), 'unknown classes', wanted)
+    training = None
+    if any(SCORES[score].fitted for score in args.open_set_score):
+        train = validation
         if usual_part(part) != 'train':
-            images = data.apart('prototypes cannot be taken', 'train', tested)
-            _, train_targets, train_features = data.collect(images, 'prototypes', True)
-            train = (train_features, train_targets)
-        prototypes = class_prototypes(*train, data.network.num_classes)
-        assert features is not None and unknown_features is not None  # collected because the score needs them
+            images = data.apart('scores cannot be fitted', 'train', tested)
+            train = data.collect(images, 'training images', wanted)
+        training = _training_outputs(data, *train)
+    if features is not None and unknown_features is not None:
         features = torch.cat([features, unknown_features])
     labels = torch.cat([targets, torch.full((len(unknown_logits),), UNKNOWN)])
     # a transductive correction would read known and unknown images together; the plain logits decide then
@@ -62,14 +76,16 @@ def open_set(
     predictions = corrected.argmax(1)
     results = []
     for score in args.open_set_score:
-        def scores(z: Tensor, f: Tensor | None, score: str = score) -> Tensor:
-            return open_set_scores(z, score=score, features=f, prototypes=prototypes)
-
-        chosen = choose_threshold(scores(val_logits, val_features))
+        try:
+            scorer = fit_open_set_score(score, training)
+        except ValueError as e:
+            raise EvaluationError(f'--open-set-score {score}: {e}') from e
+        val_logits, _, val_features = validation
+        chosen = choose_threshold(scorer.score(val_logits, val_features))
         chosen['rule'] = f'keeps 95% of the images of part {part!r}; no unknown image seen' + (
             '; training images, whose scores are higher than those of new ones' if usual_part(part) == 'train' else '')
         found = open_set_report(
-            scores(everything, features), predictions, labels, threshold=chosen, score=score,
+            scorer.score(everything, features), predictions, labels, threshold=chosen, score=score,
             class_counts=distribution, split_rule=rule)
         results.append({**found, 'unknown': args.open_set, 'predictions': made_by})
     return results

@@ -68,7 +68,7 @@ def _add_open_set(parser: argparse.ArgumentParser) -> None:
     add('--open-set', metavar='NAME', help='data set of unknown classes')
     add('--open-set-dir', metavar='DIR', help='folder of its images')
     add('--open-set-split', metavar='SPLIT', help='its part')
-    add('--open-set-score', nargs='+', choices=SCORES, metavar='SCORE',
+    add('--open-set-score', nargs='+', choices=list(SCORES), metavar='SCORE',
         help=f'scores to report, of {", ".join(SCORES)} (default: softmax energy)')
     add('--threshold-split', metavar='SPLIT',
         help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
