@@ -179,7 +179,7 @@ def test_comparison_of_transductive_and_inductive_figures_says_so(tmp_path):
     metrics = {'transductive': True, 'posthoc': 'rebalance, tau 1, transductive'}
     runs = [write_run(tmp_path / 'a'), change_run(write_run(tmp_path / 'b', loss='bs'), metrics)]
     page = write_comparison(runs, tmp_path / 'c.html', bootstrap=20).read_text()
-    assert 'The figures of loss bs are transductive' in page
+    assert 'The metrics of loss bs are transductive' in page
 
 
 def test_page_shows_the_means_macro_f1_and_calibration_by_split(tmp_path):
@@ -210,7 +210,7 @@ def test_comparison_over_seeds_uses_the_seeds(tmp_path):
 def test_comparison_warns_of_runs_that_are_not_comparable(tmp_path):
     runs = [write_run(tmp_path / 'a'), write_run(tmp_path / 'b', loss='bs', counts=[300, 150, 60, 30, 12, 4])]
     page = comparison_page(compare_groups(group_runs([load_run(r) for r in runs]), bootstrap=20))
-    assert 'differ in training class sizes: their figures are not comparable' in page
+    assert 'differ in training class sizes: their metrics are not comparable' in page
 
 
 def test_summary_rows_hold_numbers_or_none(tmp_path):
@@ -307,7 +307,7 @@ def test_comparison_is_printed_with_its_warnings(tmp_path, capsys):
     mean = np.mean([json.loads((run / 'metrics.json').read_text())['top1'] for run in runs[:2]])
     assert head.split()[:4] == ['recipe', 'seeds', 'top-1', 'balanced']
     assert first.startswith('loss ce') and f'{mean:.2f} ± ' in first and second.startswith('loss bs')
-    assert 'warning: The runs differ in training class sizes: their figures are not comparable.' in rest
+    assert 'warning: The runs differ in training class sizes: their metrics are not comparable.' in rest
     assert rest[-1] == str(tmp_path / 'c.html')
 
 

@@ -286,7 +286,7 @@ def test_early_best_epoch_is_reported_with_the_time_of_the_whole_run(tmp_path, m
         seconds.append((self.progress.train_seconds, self.progress.images))
 
     monkeypatch.setattr('timm_lt.gkp.quality.FeatureQuality.score', rising)
-    monkeypatch.setattr('timm_lt.training.stage.validation_figures', falling)
+    monkeypatch.setattr('timm_lt.training.stage.validation_metrics', falling)
     monkeypatch.setattr(Trainer, 'fit', fit_and_note)
     for name in ('write_report', 'write_hub', 'write_card'):
         monkeypatch.setattr(training.RunFolder, name, lambda self, *args: None)

@@ -107,7 +107,7 @@ def test_load_gives_model_names_distribution_correction_and_figures(run_dir):
 def test_half_precision_file_loads_into_a_float32_network(tmp_path):
     network = make_run(tmp_path / 'run')
     folder = write_hub_folder(tmp_path / 'run', network, dtype='float16')
-    assert 'stored weights: float16; the figures were measured before rounding' in (folder / 'README.md').read_text()
+    assert 'stored weights: float16; the metrics were measured before rounding' in (folder / 'README.md').read_text()
     assert load(folder).metrics['protocol']['stored_weights'].startswith('float16')
     assert (folder / 'model.safetensors').stat().st_size < 0.6e6
     state = load(folder).model.state_dict()

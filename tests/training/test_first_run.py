@@ -118,7 +118,7 @@ def test_a_run_is_evaluated_again_on_its_own_test_part_alone(tmp_path, capsys):
 
 def test_a_second_stage_that_is_worse_on_validation_images_is_warned_of(caplog):
     stage = type('', (), {
-        'validation_figure': lambda self, model: model, 'accelerator': type('', (), {'is_main_process': True}),
+        'validation_metric': lambda self, model: model, 'accelerator': type('', (), {'is_main_process': True}),
         'options': parse_args([])})()
     warn_if_worse(stage, 50.0, 50.0)
     warn_if_worse(stage, None, None)

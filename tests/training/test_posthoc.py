@@ -17,13 +17,13 @@ from timm_lt.posthoc import FLOOR, METHODS, PostHoc, rebalance_predictions, tau_
 from timm_lt.training import main, parse_args
 from timm_lt.training.build import build_model, data_config
 from timm_lt.training.config import ConfigError
-from timm_lt.training.correction import check_classifier, check_correction, correct
 from timm_lt.training.data import build_data
 from timm_lt.training.evaluation import evaluate
 from timm_lt.training.options import PosthocOptions
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.pipeline import InputPipeline
-from timm_lt.training.results import FigureRules, StageResult
+from timm_lt.training.posthoc import apply_posthoc, check_posthoc, check_posthoc_classifier
+from timm_lt.training.results import MetricRules, StageResult
 from timm_lt.training.stage import Stage
 from timm_lt.training.trainer import Trainer
 from timm_lt.two_stage import create_second_stage, list_second_stages
@@ -90,7 +90,7 @@ def test_without_a_validation_part_tau_is_one_and_the_training_images_give_the_c
 ])
 def test_correction_that_cannot_be_made_is_refused_before_training(options, words):
     with pytest.raises(ConfigError, match=words):
-        check_correction(parse_args(options).posthoc, validation=False)
+        check_posthoc(parse_args(options).posthoc, validation=False)
 
 
 def finished_network(folder, name):
@@ -102,7 +102,7 @@ def finished_network(folder, name):
     pipeline = InputPipeline(
         options.data, options.augmentation, data_config(options.model, model), accelerator, seed=0)
     stage = Stage(
-        options, accelerator, RunFolder(folder), data, pipeline, FigureRules(data.distribution, 'thirds'))
+        options, accelerator, RunFolder(folder), data, pipeline, MetricRules(data.distribution, 'thirds'))
     method = create_second_stage(name, data.distribution.counts)
     method.prepare(model)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def finished_network(folder, name):
 def test_every_correction_is_fitted_on_the_classifier_of_every_second_stage(tmp_path, name):
     result, stage = finished_network(tmp_path, name)
     for method in METHODS:
-        entry = correct(PosthocOptions(method, {}), stage, result, stage.folder)
+        entry = apply_posthoc(PosthocOptions(method, {}), stage, result, stage.folder)
         file = tmp_path / 'posthoc.json'
         if name == 'disalign' and method == 'tau_normalize':
             assert 'DisAlignHead' in entry['correction_left_out'] and not file.exists()
@@ -136,7 +136,7 @@ def test_network_that_diverged_gets_no_correction_and_the_run_its_results(tmp_pa
     with torch.no_grad():
         result.model.fc.bias[0] = torch.nan
     result.logits, result.targets = stage.evaluate(result.model, stage.data.test)
-    entry = correct(PosthocOptions('temperature', {}), stage, result, stage.folder)
+    entry = apply_posthoc(PosthocOptions('temperature', {}), stage, result, stage.folder)
     assert 'not finite' in entry['correction_left_out'] and not list(tmp_path.iterdir())
 
 
@@ -207,8 +207,8 @@ def test_tau_normalisation_that_has_no_meaning_is_refused_before_training():
     args = PosthocOptions('tau_normalize', {})
     model = timm.create_model('resnet20_cifar', num_classes=10, cosine_scale=16.0)
     with pytest.raises(ConfigError, match='all its class vectors have the same norm'):
-        check_classifier(args, model)
+        check_posthoc_classifier(args, model)
     model = timm.create_model('resnet20_cifar', num_classes=10)
     create_second_stage('disalign', [5] * 10).prepare(model)
     with pytest.raises(ConfigError, match='DisAlignHead'):
-        check_classifier(args, model)
+        check_posthoc_classifier(args, model)

@@ -17,13 +17,13 @@ from timm_lt.data import InMemoryImages
 from timm_lt.hub.card import write_card
 from timm_lt.training import build
 from timm_lt.training.config import METADATA, ConfigError, load_config, parse_args, to_yaml
-from timm_lt.training.correction import check_correction, correct
 from timm_lt.training.data import DataParts
 from timm_lt.training.device import make_accelerator
 from timm_lt.training.options import check_names
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.pipeline import InputPipeline
-from timm_lt.training.results import FigureRules, StageResult
+from timm_lt.training.posthoc import apply_posthoc, check_posthoc
+from timm_lt.training.results import MetricRules, StageResult
 from timm_lt.training.stage import NetworkObjective, Stage
 
 FOLDER = ROOT / 'hub_configs'
@@ -129,7 +129,7 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     model, _ = build.build_model(options.model, data.distribution.num_classes, cosine)
     config = build.data_config(options.model, model)
     pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
-    rules = FigureRules(data.distribution, 'thirds')
+    rules = MetricRules(data.distribution, 'thirds')
     stage = Stage(options, accelerator, RunFolder(tmp_path), data, pipeline, rules)
     trainer = stage.build(NetworkObjective(model))
     learner, epochs = trainer.learner, options.schedule.epochs
@@ -155,9 +155,9 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     assert all(torch.isfinite(v).all() for v in after.values())
     assert any(not torch.equal(before[k], v) for k, v in after.items())
     if options.posthoc.posthoc:
-        check_correction(options.posthoc, validation=False)
+        check_posthoc(options.posthoc, validation=False)
         trained = StageResult(learner.plain_model, *stage.evaluate(learner.plain_model, data.test))
-        entry = correct(options.posthoc, stage, trained, stage.folder)['corrected']
+        entry = apply_posthoc(options.posthoc, stage, trained, stage.folder)['corrected']
         tau = options.posthoc.posthoc_kwargs['tau']
         assert entry['label'].startswith(f'rebalance, tau {tau:g}') and 'test images' in entry['fitted_on']
     if options.second_stage.stage2:

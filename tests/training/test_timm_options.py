@@ -16,7 +16,7 @@ from timm_lt.training.device import make_accelerator
 from timm_lt.training.evaluation import evaluate
 from timm_lt.training.options import EvaluationOptions, RunOptions
 from timm_lt.training.pipeline import InputPipeline, RepeatedSampler
-from timm_lt.training.results import FigureRules
+from timm_lt.training.results import MetricRules
 
 TINY = ['--dataset', 'timm_lt/digits', '-b', '32', '--images-per-class', '8', '--imbalance-ratio', '2', '--workers',
         '0', '--quiet', '--experiment', 'run', '--model', 'test_resnet', '--img-size', '32']
@@ -111,11 +111,11 @@ def test_test_time_augmentation_is_the_mean_with_the_mirror_image():
     images = torch.randn(4, 3, 32, 32)
     loader, accelerator = [(images, torch.zeros(4, dtype=torch.int64))], Accelerator(cpu=True)
     distribution = ClassDistribution([4, 2, 1])
-    rules = FigureRules.of(EvaluationOptions(tta=2), distribution)
+    rules = MetricRules.of(EvaluationOptions(tta=2), distribution)
     logits, _ = evaluate(rules.evaluated(model), loader, accelerator)
     with torch.no_grad():
         torch.testing.assert_close(logits, (model(images) + model(images.flip(-1))) / 2)
-    assert FigureRules.of(EvaluationOptions(), distribution).evaluated(model) is model
+    assert MetricRules.of(EvaluationOptions(), distribution).evaluated(model) is model
 
 
 def test_the_metric_of_the_validation_part_chooses_the_epoch(tmp_path, monkeypatch):

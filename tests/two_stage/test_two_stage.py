@@ -9,7 +9,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import timm_lt
-from timm_lt import _registry, two_stage
 from timm_lt.models import use_cosine_classifier
 from timm_lt.two_stage import classifier_inputs, create_second_stage, list_second_stages
 
@@ -251,19 +250,3 @@ def test_models_without_one_classifier_are_refused():
         create_second_stage('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=0))
     with pytest.raises(ValueError, match='num_classes=4'):
         create_second_stage('crt', COUNTS).prepare(timm.create_model('resnet20_cifar', num_classes=5))
-
-
-@pytest.mark.parametrize('old, new', [
-    ('create_stage2', 'create_second_stage'), ('list_stage2', 'list_second_stages'),
-    ('Stage2Method', 'SecondStageMethod'), ('CCSAMStage2', 'CCSAMSecondStage')])
-def test_old_names_work_with_a_deprecation_warning(old, new):
-    with pytest.warns(DeprecationWarning, match=f'{old} is now called {new}'):
-        assert getattr(two_stage, old) is getattr(two_stage, new)
-
-
-def test_the_old_decorator_registers_with_a_deprecation_warning():
-    with pytest.warns(DeprecationWarning, match='register_stage2 is now called register_second_stage'):
-        from timm_lt._registry import register_stage2
-    assert register_stage2 == _registry.register_second_stage
-    with pytest.raises(AttributeError, match='nothing'):
-        _registry.nothing  # noqa: B018

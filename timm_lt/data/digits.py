@@ -33,10 +33,10 @@ class Digits(Dataset):
         from sklearn.datasets import load_digits  # a second to import, and only this data set needs it
         check_option('split', split, tuple(SPLITS))
         digits = load_digits()
-        part = split_indices(digits.target, TEST_FRACTION, seed=0)[SPLITS[split]].numpy()
-        grey = np.rint(digits.images[part] * (255 / 16)).astype(np.uint8)
+        indices = split_indices(digits.target, TEST_FRACTION, seed=0)[SPLITS[split]].numpy()
+        grey = np.rint(digits.images[indices] * (255 / 16)).astype(np.uint8)
         self.images = [Image.fromarray(g).resize((32, 32), Image.Resampling.BICUBIC).convert('RGB') for g in grey]
-        self.targets: list[int] = digits.target[part].tolist()
+        self.targets: list[int] = digits.target[indices].tolist()
         self.class_names = [str(i) for i in range(10)]
         self.transform = transform
 

@@ -12,10 +12,10 @@ def natural_key(name: str) -> list[str | int]:
 
     timm leaves names that tie ('1' and '01', 'a' and 'A') in the order of a set, which differs between processes.
     """
-    parts: list[str | int] = _DIGITS.split(name.lower())
-    parts[1::2] = map(int, parts[1::2])
-    parts += (-1, name)  # after a name's own parts, before any number that a longer name has there
-    return parts
+    pieces: list[str | int] = _DIGITS.split(name.lower())
+    pieces[1::2] = map(int, pieces[1::2])
+    pieces += (-1, name)  # after a name's own pieces, before any number that a longer name has there
+    return pieces
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

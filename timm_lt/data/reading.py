@@ -60,8 +60,8 @@ def read_sample(dataset: Any, index: int) -> tuple[Any, int]:
     if getitem is Subset.__getitem__:
         return read_sample(dataset.dataset, dataset.indices[index])
     if getitem is ConcatDataset.__getitem__:
-        part = bisect.bisect_right(dataset.cumulative_sizes, index)
-        return read_sample(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+        which = bisect.bisect_right(dataset.cumulative_sizes, index)
+        return read_sample(dataset.datasets[which], index - (dataset.cumulative_sizes[which - 1] if which else 0))
     if getitem is ImageDataset.__getitem__ and not dataset.load_bytes:
         return _read_timm(dataset, index)
     if getattr(dataset, 'loader', None) is default_loader:

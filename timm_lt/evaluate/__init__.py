@@ -1,8 +1,8 @@
-"""Evaluation: figures by class size, calibration, open set, comparison of runs, landscape, plots, reports.
+"""Evaluation: metrics by class size, calibration, open set, comparison of runs, landscape, plots, reports.
 
-The test set chooses nothing here: thresholds come from validation images, and transductive figures are labelled.
+The test set chooses nothing here: thresholds come from validation images, and transductive metrics are labelled.
 
-- ``metrics``: figures of logits and labels.
+- ``metrics``: metrics of logits and labels.
 - ``landscape``: geometry of the loss of a network.
 - ``reports``: plots and HTML pages of run folders.
 - ``cli``: ``python -m timm_lt.evaluate``.

@@ -17,6 +17,6 @@ def gather(kept: list[Any]) -> list[Any]:
     """The entries of all processes, in the order of the ranks."""
     if world_size() == 1:
         return kept
-    parts: list[Any] = [None] * world_size()
-    dist.all_gather_object(parts, kept)
-    return [entry for part in parts for entry in part]
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, kept)
+    return [entry for kept in lists for entry in kept]

@@ -80,7 +80,7 @@ class GKP:
         fisher_images: Largest number of images for the Fisher of a group, over all processes.
         directory: Folder of the bank's snapshots, of this run alone; None: host memory.
         dtype: Of the snapshots: 'float32' or 'bfloat16'.
-        splits: Masks (C,) by name, for the figures; None: many, medium and few.
+        splits: Masks (C,) by name, for the metrics; None: many, medium and few.
         seed: Of the clustering.
     """
 
@@ -159,10 +159,10 @@ class GKP:
         self._optimizer(trainer).set_penalty(self.penalty, self.alpha(epoch, trainer.epochs))
 
     def on_epoch_end(self, trainer: Any, epoch: int) -> dict[str, Any]:
-        """Measure, remember and, at its epochs, group the classes; returns the figures of the epoch."""
+        """Measure, remember and, at its epochs, group the classes; returns the metrics of the epoch."""
         model, optimizer = self._model(trainer), self._optimizer(trainer)
         encoder = encoder_parameters(model)
-        row = self._figures_of_training(optimizer)
+        row = self._training_metrics(optimizer)
         with plain_evaluation(model):
             quality, rows = measure_classes(
                 model, self.loader, len(self.class_counts), self.beta, trainer.accelerator.autocast)
@@ -254,8 +254,8 @@ class GKP:
                 self.limited = self.penalty.limit(1 / max((1 - self.alpha_end) * lr, 1e-12))
         optimizer.set_penalty(self.penalty)
 
-    def _figures_of_training(self, optimizer: GSA) -> dict[str, Any]:
-        """Figures of the epoch that ends now, before a grouping."""
+    def _training_metrics(self, optimizer: GSA) -> dict[str, Any]:
+        """Metrics of the epoch that ends now, before a grouping."""
         sizes = torch.bincount(optimizer.groups).tolist()
         radii = optimizer.radii_of_last_step
         return {

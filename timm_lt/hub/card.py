@@ -128,13 +128,13 @@ def _tail(distribution: ClassDistribution) -> str:
 
 
 def _methods_line(recipe: dict[str, Any]) -> str:
-    parts = [recipe.get('loss'), recipe.get('opt')]
+    names = [recipe.get('loss'), recipe.get('opt')]
     if recipe.get('sampler') not in (None, 'instance_balanced'):
-        parts.append(recipe['sampler'])
+        names.append(recipe['sampler'])
     if recipe.get('stage2') not in (None, '', 'none'):
-        parts.append(recipe['stage2'])
-    parts += _further_methods(recipe)
-    return ' + '.join(str(p) for p in parts if p)
+        names.append(recipe['stage2'])
+    names += _further_methods(recipe)
+    return ' + '.join(str(n) for n in names if n)
 
 
 def _further_methods(recipe: dict[str, Any]) -> list[str]:
@@ -152,7 +152,7 @@ def _results(
         dataset_id: str | None,
         dataset_name: str,
 ) -> list[Any]:
-    """The measured figures for ``model-index``; an absent split is left out, never 0."""
+    """The measured metrics for ``model-index``; an absent split is left out, never 0."""
     from huggingface_hub import EvalResult
     protocol = metrics.get('protocol', {})
     args = {k: protocol[k] for k in ('test_part', 'epoch_chosen_by', 'split_rule', 'transductive') if k in protocol}
@@ -204,25 +204,25 @@ def _results_table(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
         '',
         f'Percent, one run, seed {metrics.get("seed")}. A split without classes is absent.']
     if published := recipe.get('published'):
-        figures = ', '.join(
+        targets = ', '.join(
             f'{METRICS[k]} {_at_ratio(published[k], recipe)}' for k in METRICS if published.get(k) is not None)
         network = f' with {published["network"]}' if published.get('network') else ''
-        lines += ['', f'The recipe aims at a published figure, which is not a result of this checkpoint: {figures}'
+        lines += ['', f'The recipe aims at a published result, which is not a result of this checkpoint: {targets}'
                       f'{network}. Source: {published["source"]}.']
         if published.get('note'):
             lines += ['', str(published['note'])]
     return '\n'.join(lines)
 
 
-def _at_ratio(figure: Any, recipe: dict[str, Any]) -> str:
-    """A published figure; of several, by imbalance ratio, that of the run."""
-    if not isinstance(figure, dict):
-        return str(figure)
-    figures = {str(k): v for k, v in figure.items()}
+def _at_ratio(result: Any, recipe: dict[str, Any]) -> str:
+    """A published result; of several, by imbalance ratio, that of the run."""
+    if not isinstance(result, dict):
+        return str(result)
+    by_ratio = {str(k): v for k, v in result.items()}
     ratio = f'{recipe.get("imbalance_ratio") or 0:g}'
-    if ratio in figures:
-        return f'{figures[ratio]} at imbalance ratio {ratio}'
-    return '; '.join(f'{v} at imbalance ratio {k}' for k, v in figures.items())
+    if ratio in by_ratio:
+        return f'{by_ratio[ratio]} at imbalance ratio {ratio}'
+    return '; '.join(f'{v} at imbalance ratio {k}' for k, v in by_ratio.items())
 
 
 def _protocol(metrics: dict[str, Any]) -> str:
@@ -248,5 +248,5 @@ def _usage(posthoc: PostHoc | None) -> str:
 def _posthoc(posthoc: PostHoc) -> str:
     text = f'`posthoc.json`: {posthoc.label}.'
     if posthoc.transductive:
-        text += ' It uses the statistics of all test images at once, so its figures are not those of a single image.'
+        text += ' It uses the statistics of all test images at once, so its metrics are not those of a single image.'
     return text

@@ -6,10 +6,10 @@
 ``manifest.json``              SHA-256 of the weights, versions
 ``class_distribution.json``    training images per class, timm's class-stats format, with the class names
 ``recipe.yaml``                the resolved options, as ``--config`` reads them, less paths of the machine
-``metrics.json``               measured figures and their protocol
+``metrics.json``               measured metrics and their protocol
 ``posthoc.json``               the post-hoc correction with its values, where there is one
 ``README.md``                  the model card
-``plots/``                     figures of the report
+``plots/``                     plots of the report
 =============================  ======================================================================================
 """
 
@@ -58,7 +58,7 @@ def write_hub_folder(
         data_config: Input size, mean, deviation, interpolation, crop.
         posthoc: Correction to apply to the logits; None takes that of ``posthoc.json``.
         dtype: Type the weights are stored in: ``'float32'``, ``'float16'`` or ``'bfloat16'``. Loading copies them
-            into the float32 model. The figures stay those of the run, measured before rounding; ``protocol`` says so.
+            into the float32 model. The metrics stay those of the run, measured before rounding; ``protocol`` says so.
         card: Also write the model card and copy the plots; else :func:`write_hub_card` adds them later.
 
     Returns:
@@ -97,7 +97,7 @@ def write_hub_folder(
     recipe = {k: v for k, v in options.items() if k not in PRIVATE_OPTIONS}
     (new / 'recipe.yaml').write_text(yaml.safe_dump(recipe, sort_keys=True), encoding='utf-8')
     if dtype != 'float32':
-        note = f'{dtype}; the figures were measured before rounding'
+        note = f'{dtype}; the metrics were measured before rounding'
         metrics['protocol'] = {**metrics.get('protocol', {}), 'stored_weights': note}
     (new / 'metrics.json').write_text(json.dumps(metrics, indent=1) + '\n', encoding='utf-8')
     if posthoc is not None:
@@ -121,10 +121,10 @@ def write_hub_card(run_dir: str | Path) -> Path:
         HubError: If there is no ``hub/``, or a file of it is missing or unreadable.
     """
     run_dir = Path(run_dir)
-    figures = [_read_run(folder, options)[2].get('per_class')
+    per_class = [_read_run(folder, options)[2].get('per_class')
                for folder, options in ((run_dir, 'args.yaml'), (run_dir / 'hub', 'recipe.yaml'))]
     # plots of another classifier than the stored one would not be its evidence
-    return _decorate(run_dir / 'hub', run_dir / 'plots' if figures[0] == figures[1] else None)
+    return _decorate(run_dir / 'hub', run_dir / 'plots' if per_class[0] == per_class[1] else None)
 
 
 def _decorate(folder: Path, plots: Path | None) -> Path:

@@ -36,7 +36,7 @@ class Checkpoint:
         class_names: Names of the classes, or None.
         distribution: Training images per class, or None for a checkpoint of timm alone.
         posthoc: Correction of the logits, or None.
-        metrics: Measured figures and their protocol.
+        metrics: Measured metrics and their protocol.
         recipe: Resolved options of the run.
         folder: Where the files lie, or None for a network of timm.
         source: Name that it was asked for by.
@@ -146,7 +146,7 @@ def shipped(name: str = '') -> Path | list[str]:
 
 
 def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 'cpu') -> Checkpoint:
-    """Load a checkpoint with its class names, class counts, figures and post-hoc correction.
+    """Load a checkpoint with its class names, class counts, metrics and post-hoc correction.
 
     Only ``model.safetensors`` is read, after a check against the SHA-256 of ``manifest.json``; a pickled or changed
     file is refused unread.

@@ -1,6 +1,6 @@
 """Upload to and download from the Hugging Face Hub.
 
-An upload is one commit, so that weights, class counts, figures and card on the Hub always belong together. Large files
+An upload is one commit, so that weights, class counts, metrics and card on the Hub always belong together. Large files
 go up before the commit and are addressed by their SHA-256. A push after an interruption therefore sends only the
 missing files. A second push of the same folder sends no weights and makes no commit. ``HfApi.upload_folder`` (with Xet)
 and ``upload_large_folder`` may split a folder into several commits, which a reader could see half done.

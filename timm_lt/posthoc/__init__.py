@@ -12,7 +12,7 @@ from .._registry import POSTHOC, import_siblings
 from ._base import PostHocMethod
 
 if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
-    from .correction import PostHoc as PostHoc
+    from .fitted import PostHoc as PostHoc
     from .logit_adjustment import LogitAdjustment as LogitAdjustment
     from .logit_adjustment import logit_adjust as logit_adjust
     from .rebalancing import FLOOR as FLOOR

@@ -18,8 +18,8 @@ class PostHocMethod(ABC):
     symbol = 'tau'
     chooses_tau = True
 
-    def needed(self, correction: Any) -> str | None:
-        """Attribute of ``correction`` that must be given, or None."""
+    def needed(self, fitted: Any) -> str | None:
+        """Attribute of ``fitted`` that must be given, or None."""
         return None
 
     def values(self, logits: Tensor, **given: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class PostHocMethod(ABC):
         return {}
 
     @abstractmethod
-    def apply(self, correction: Any, logits: Tensor) -> Tensor:
+    def apply(self, fitted: Any, logits: Tensor) -> Tensor:
         """Log-scores, the shape of ``logits``, (B, C) or (C,)."""
 
 

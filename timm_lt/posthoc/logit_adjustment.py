@@ -41,11 +41,11 @@ def logit_adjust(logits: Tensor, class_counts: Any, tau: float = 1.0) -> Tensor:
 class LogitAdjustment(PostHocMethod):
     """Logit adjustment by the class shares of the training images."""
 
-    def needed(self, correction: Any) -> str | None:
+    def needed(self, fitted: Any) -> str | None:
         return 'class_counts'
 
     def values(self, logits: Tensor, *, class_counts: Any = None, **given: Any) -> dict[str, Any]:
         return {'class_counts': check_class_counts(class_counts, logits.shape[-1], who='choose_tau')}
 
-    def apply(self, correction: Any, logits: Tensor) -> Tensor:
-        return logit_adjust(logits, correction.class_counts, correction.tau)
+    def apply(self, fitted: Any, logits: Tensor) -> Tensor:
+        return logit_adjust(logits, fitted.class_counts, fitted.tau)

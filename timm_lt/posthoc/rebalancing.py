@@ -79,8 +79,8 @@ class Rebalancing(PostHocMethod):
     options = ('tau', 'transductive', 'floor', 'metric')
     transductive = True
 
-    def needed(self, correction: Any) -> str | None:
-        return None if correction.transductive else 'log_column_sums'
+    def needed(self, fitted: Any) -> str | None:
+        return None if fitted.transductive else 'log_column_sums'
 
     def values(
             self,
@@ -98,18 +98,18 @@ class Rebalancing(PostHocMethod):
             raise ValueError('a transductive correction takes its column sums from the test images: pass no reference')
         return {'floor': floor, 'transductive': True}
 
-    def apply(self, correction: Any, logits: Tensor) -> Tensor:
-        if correction.transductive:
+    def apply(self, fitted: Any, logits: Tensor) -> Tensor:
+        if fitted.transductive:
             if logits.ndim == 2 and len(logits) == 1:
                 raise ValueError(
                     'a transductive correction takes its column sums from the images it is called on, and a single '
                     'image has none; pass all test images at once, or use one with log_column_sums')
-            return rebalance_predictions(logits, correction.tau, floor=correction.floor)
-        if len(correction.log_column_sums) != logits.shape[-1]:
+            return rebalance_predictions(logits, fitted.tau, floor=fitted.floor)
+        if len(fitted.log_column_sums) != logits.shape[-1]:
             raise ValueError(
-                f'log_column_sums is of {len(correction.log_column_sums)} classes, the logits of {logits.shape[-1]}')
-        log_sums = raise_to_floor(tensor_like(correction.log_column_sums, logits), correction.floor)
-        return at_least_float32('logits', logits).log_softmax(-1) - correction.tau * log_sums
+                f'log_column_sums is of {len(fitted.log_column_sums)} classes, the logits of {logits.shape[-1]}')
+        log_sums = raise_to_floor(tensor_like(fitted.log_column_sums, logits), fitted.floor)
+        return at_least_float32('logits', logits).log_softmax(-1) - fitted.tau * log_sums
 
 
 def log_column_sums(reference: Tensor | Sequence[float], num_classes: int) -> Tensor:

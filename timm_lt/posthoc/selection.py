@@ -11,7 +11,7 @@ from torch import Tensor
 from .._registry import POSTHOC
 from .._validate import check_option, check_range
 from ._base import check_labelled
-from .correction import PostHoc
+from .fitted import PostHoc
 from .rebalancing import FLOOR
 
 __all__ = ['METRICS', 'TAUS', 'choose_tau']
@@ -64,10 +64,10 @@ def choose_tau(
     values = POSTHOC.info(method).factory().values(
         val_logits, class_counts=class_counts, classifier=classifier, reference=reference, transductive=transductive,
         floor=floor)
-    corrections = [PostHoc(method, tau, **values) for tau in taus]
-    scores = [_score(correction(val_logits), val_targets, metric) for correction in corrections]
+    candidates = [PostHoc(method, tau, **values) for tau in taus]
+    scores = [_score(fitted(val_logits), val_targets, metric) for fitted in candidates]
     best = scores.index(max(scores))  # the first of equally good ones
-    return dataclasses.replace(corrections[best], metric=metric, score=scores[best])
+    return dataclasses.replace(candidates[best], metric=metric, score=scores[best])
 
 
 def _score(scores: Tensor, targets: Tensor, metric: str) -> float:

@@ -107,7 +107,7 @@ def class_norms(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
 class TauNormalization(PostHocMethod):
     """tau-normalisation, on the logits that the classifier gave."""
 
-    def needed(self, correction: Any) -> str | None:
+    def needed(self, fitted: Any) -> str | None:
         return 'weight_norms'
 
     def values(self, logits: Tensor, *, classifier: nn.Module | None = None, **given: Any) -> dict[str, Any]:
@@ -116,9 +116,9 @@ class TauNormalization(PostHocMethod):
         norms, bias = class_norms(classifier)
         return {'weight_norms': norms, 'bias': bias}
 
-    def apply(self, correction: Any, logits: Tensor) -> Tensor:
-        bias = None if correction.bias is None else tensor_like(correction.bias, logits)
-        return tau_normalize_logits(logits, tensor_like(correction.weight_norms, logits), bias, correction.tau)
+    def apply(self, fitted: Any, logits: Tensor) -> Tensor:
+        bias = None if fitted.bias is None else tensor_like(fitted.bias, logits)
+        return tau_normalize_logits(logits, tensor_like(fitted.weight_norms, logits), bias, fitted.tau)
 
 
 def _layer_of(classifier: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._registry import register_posthoc
 from .._validate import check_range
 from ._base import PostHocMethod, at_least_float32, check_labelled
-from .correction import PostHoc
+from .fitted import PostHoc
 
 __all__ = ['fit_temperature', 'scale_temperature']
 
@@ -63,5 +63,5 @@ class Temperature(PostHocMethod):
     symbol = 'T'
     chooses_tau = False
 
-    def apply(self, correction: Any, logits: Tensor) -> Tensor:
-        return scale_temperature(logits, correction.tau)
+    def apply(self, fitted: Any, logits: Tensor) -> Tensor:
+        return scale_temperature(logits, fitted.tau)

@@ -1,4 +1,4 @@
-"""The training script's parts: options, data, model and loss from registries, stages, checkpoints, the run folder."""
+"""The training script: options, data, model and loss from registries, stages, checkpoints, the run folder."""
 
 from .errors import ConfigError
 from .options import Options, build_parser, load_config

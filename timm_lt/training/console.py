@@ -1,14 +1,14 @@
-"""Figures of a running stage, as lines for a terminal or a log."""
+"""Metrics of a running stage, as lines for a terminal or a log."""
 
 import time
 from typing import Any
 
-FIGURES = {'top1': 'top1', 'balanced_accuracy': 'balanced', 'many': 'many', 'medium': 'medium', 'few': 'few'}
+METRICS = {'top1': 'top1', 'balanced_accuracy': 'balanced', 'many': 'many', 'medium': 'medium', 'few': 'few'}
 PARTS = {'train': 'training', 'val': 'validation'}
 
 
 class EpochLines:
-    """A line for each epoch: loss, figures of the training and validation images, learning rate, times.
+    """A line for each epoch: loss, metrics of the training and validation images, learning rate, times.
 
     Args:
         epochs: Epochs of the stage.
@@ -23,24 +23,24 @@ class EpochLines:
         """The line of the epoch that has just ended.
 
         Args:
-            row: Of ``summary.csv``; figures in percent, the epoch counted from 0.
+            row: Of ``summary.csv``; metrics in percent, the epoch counted from 0.
         """
         now = time.monotonic()
         self.finished += 1
         seconds, self.before = now - self.before, now
         left = self.epochs - row['epoch'] - 1
-        parts = [f'epoch {row["epoch"] + 1}/{self.epochs}', f'loss {row["train_loss"]:.4g}']
-        parts += [
-            f'{name}: {_figures(row, part)}' for part, name in PARTS.items() if f'{part}_top1' in row]
-        parts += [f'lr {row["lr"]:.3g}', duration(seconds)]
+        cells = [f'epoch {row["epoch"] + 1}/{self.epochs}', f'loss {row["train_loss"]:.4g}']
+        cells += [
+            f'{name}: {_metrics(row, part)}' for part, name in PARTS.items() if f'{part}_top1' in row]
+        cells += [f'lr {row["lr"]:.3g}', duration(seconds)]
         if left > 0:
-            parts.append(f'{duration((now - self.started) / self.finished * left)} left')
-        return ', '.join(parts)
+            cells.append(f'{duration((now - self.started) / self.finished * left)} left')
+        return ', '.join(cells)
 
 
-def short_figures(row: dict[str, Any]) -> dict[str, str]:
-    """Training figures for the progress bar."""
-    names = {'train_loss': 'loss'} | {f'train_{figure}': short for figure, short in FIGURES.items()}
+def short_metrics(row: dict[str, Any]) -> dict[str, str]:
+    """Training metrics for the progress bar."""
+    names = {'train_loss': 'loss'} | {f'train_{metric}': short for metric, short in METRICS.items()}
     return {short: '-' if row.get(name) is None else f'{row[name]:.3g}' for name, short in names.items()}
 
 
@@ -52,6 +52,6 @@ def duration(seconds: float) -> str:
     return f'{minutes} min {rest:02d} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'
 
 
-def _figures(row: dict[str, Any], part: str) -> str:
-    values = {short: row.get(f'{part}_{figure}') for figure, short in FIGURES.items()}
+def _metrics(row: dict[str, Any], part: str) -> str:
+    values = {short: row.get(f'{part}_{metric}') for metric, short in METRICS.items()}
     return ' '.join(f'{short} {value:.1f}' for short, value in values.items() if value is not None)

@@ -30,7 +30,7 @@ class DataParts:
     Attributes:
         train: Training images, after the long-tailed subset and the validation part were cut.
         validation: Images that may choose an epoch, or None.
-        test: Images of the final figures.
+        test: Images of the final metrics.
         distribution: Images per class of ``train``.
         test_part: Origin of the test images, for the report.
         validation_part: Origin of the validation images, for the report.

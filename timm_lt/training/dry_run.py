@@ -26,17 +26,17 @@ def dry_run(options: Options, stage: Stage, trainer: Trainer) -> str:
     """
     data = stage.data
     counts = data.distribution.counts
-    parts = [f'training part: {len(data.train)} images of {len(counts)} classes, {int(counts.min())} to '
+    lines = [f'training part: {len(data.train)} images of {len(counts)} classes, {int(counts.min())} to '
              f'{int(counts.max())} a class']
     if data.validation is not None:
-        parts.append(f'validation part: {len(data.validation)} images, {data.validation_part}')
-    parts.append(f'test part: {len(data.test)} images, {data.test_part}')
+        lines.append(f'validation part: {len(data.validation)} images, {data.validation_part}')
+    lines.append(f'test part: {len(data.test)} images, {data.test_part}')
     changed = {
         name: value for name, value in options.flat().items()
         if value != OPTIONS[name].default and name != 'dry_run'}
     given = [f'{OPTIONS[name].flag} {value}' for name, value in changed.items()]
     return '\n'.join([
-        '', *parts, f'options that are not the defaults: {" ".join(given)}', *measured(trainer),
+        '', *lines, f'options that are not the defaults: {" ".join(given)}', *measured(trainer),
         'dry run: nothing was written; leave out --dry-run to train', ''])
 
 

@@ -1,4 +1,4 @@
-"""Logits of a model, figures of a validation part, and the epoch that is reported."""
+"""Logits of a model, metrics of a validation part, and the epoch that is reported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..evaluate import gather_predictions
 from .checkpoint import load_checkpoint
 from .outputs import RunFolder
-from .results import FigureRules
+from .results import MetricRules
 from .trainer import Trainer
 
 
@@ -34,12 +34,12 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[T
     return logits, targets
 
 
-def validation_figures(loader: Any, rules: FigureRules) -> Callable[[Trainer], dict[str, Any]]:
+def validation_metrics(loader: Any, rules: MetricRules) -> Callable[[Trainer], dict[str, Any]]:
     """A function that measures a trainer's model on the validation part.
 
     Args:
         loader: Gives the images of the validation part.
-        rules: How figures are computed.
+        rules: How metrics are computed.
     """
     def validate(trainer: Trainer) -> dict[str, Any]:
         model = rules.evaluated(trainer.learner.plain_model)

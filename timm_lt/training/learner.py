@@ -42,7 +42,7 @@ class Learner:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model whose figures are reported: the moving average if there is one."""
+        """The model whose metrics are reported: the moving average if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
     @property

@@ -1,4 +1,4 @@
-"""Training figures kept on the device, read only when somebody looks."""
+"""Training metrics kept on the device, read only when somebody looks."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ class TrainMeter:
             self.right.index_add_(0, label, right)
 
     def compute(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float | None]:
-        """Training figures: ``train_loss``, and in percent ``train_top1 train_balanced_accuracy train_many ...``.
+        """Training metrics: ``train_loss``, and in percent ``train_top1 train_balanced_accuracy train_many ...``.
 
         A split without classes or images is None; the balanced accuracy is the mean over the classes with images.
 

@@ -63,7 +63,7 @@ class RunFolder:
         return [folder.name for folder in dropped]
 
     def write_summary(self, rows: list[dict[str, Any]]) -> None:
-        """``summary.csv``, a row an epoch; an absent figure is an empty cell."""
+        """``summary.csv``, a row an epoch; an absent metric is an empty cell."""
         if not rows:
             return
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -84,10 +84,10 @@ class RunFolder:
         """``parts.json``, the images of each part, see :class:`timm_lt.training.data.DataParts`."""
         self._text('parts.json', json.dumps(members) + '\n')
 
-    def write_correction(self, correction: PostHoc | None) -> None:
+    def write_posthoc(self, posthoc: PostHoc | None) -> None:
         """Write ``posthoc.json`` for the weights in the same folder; None removes the file of an earlier attempt."""
-        if correction is not None:
-            self._text('posthoc.json', json.dumps(json_ready(correction.to_dict()), indent=1) + '\n')
+        if posthoc is not None:
+            self._text('posthoc.json', json.dumps(json_ready(posthoc.to_dict()), indent=1) + '\n')
         elif self.writes:
             (self.path / 'posthoc.json').unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Rules by which figures are computed, and the result of a stage of training."""
+"""Rules by which metrics are computed, and the result of a stage of training."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from .options import EvaluationOptions
 
 
 @dataclass(frozen=True)
-class FigureRules:
-    """Rules by which the figures of a run are computed.
+class MetricRules:
+    """Rules by which the metrics of a run are computed.
 
     Attributes:
         distribution: Training images per class.
@@ -31,7 +31,7 @@ class FigureRules:
     tta: int = 0
 
     @classmethod
-    def of(cls, options: EvaluationOptions, distribution: ClassDistribution, seed: int = 0) -> 'FigureRules':
+    def of(cls, options: EvaluationOptions, distribution: ClassDistribution, seed: int = 0) -> 'MetricRules':
         rule = resolve_split_rule(distribution, options.split_rule)
         return cls(distribution, rule, options.bootstrap, seed, options.tta)
 

@@ -96,6 +96,6 @@ def _has_configuration(folder: Path, options: Options) -> bool:
 def default_experiment(options: Options) -> str:
     """A name such as ``digits_resnet20_cifar_balanced_softmax_sgd_s42``."""
     data = options.data.dataset or Path(options.data.data_dir or '').resolve().name
-    parts = [Path(data).name, str(options.model.model).split('/')[-1], options.loss.loss, options.optimizer.opt,
+    names = [Path(data).name, str(options.model.model).split('/')[-1], options.loss.loss, options.optimizer.opt,
              f's{options.run.seed}']
-    return '_'.join(p.replace('.', '-') for p in parts)
+    return '_'.join(p.replace('.', '-') for p in names)

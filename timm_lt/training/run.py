@@ -18,7 +18,6 @@ from ..data import ImageReadError
 from ..hub import has_token, push
 from . import build
 from .allocator import keep_freed_memory
-from .correction import check_classifier, check_correction, correct
 from .data import DataParts, build_data
 from .default_model import choose_model
 from .device import make_accelerator
@@ -33,13 +32,14 @@ from .ending import (
     write_ornaments,
 )
 from .errors import ConfigError, one_line
-from .figures import final_metrics, method_facts, metrics_of_both, summary_table
+from .final_metrics import final_metrics, method_facts, metrics_of_both, summary_table
 from .fingerprint import check_fingerprint, fingerprint
 from .memory_format import is_channels_last
 from .options import Options, check_names, parse_options
 from .outputs import RunFolder
 from .pipeline import InputPipeline
-from .results import FigureRules
+from .posthoc import apply_posthoc, check_posthoc, check_posthoc_classifier
+from .results import MetricRules
 from .resume import agree_on_folder
 from .second_stage import check_second_stage, run_second_stage, warn_if_worse
 from .stage import NetworkObjective, Stage
@@ -150,7 +150,7 @@ class Setup:
 def _check_before_data(options: Options) -> None:
     check_names(options)
     if options.posthoc.posthoc:
-        check_correction(options.posthoc, bool(options.data.val_split or options.data.val_fraction))
+        check_posthoc(options.posthoc, bool(options.data.val_split or options.data.val_fraction))
     if options.hub.push_to_hub and not has_token():
         _logger.warning('no token for the Hub: log in with `hf auth login` before the run ends, or nothing is uploaded')
 
@@ -194,12 +194,12 @@ def _try_steps(options: Options, stage: Stage, trainer: Trainer) -> None:
 def _set_up(options: Options, data: DataParts, accelerator: Accelerator, folder: RunFolder) -> Setup:
     """Rules and network; everything that can be refused is refused here or in ``Stage.build``."""
     set_seed(options.run.seed)  # after the data, because their check draws random numbers unless it is remembered
-    rules = FigureRules.of(options.evaluation, data.distribution, options.run.seed)
+    rules = MetricRules.of(options.evaluation, data.distribution, options.run.seed)
     cosine = build.cosine_scale(options.model, options.loss.loss)
     model, model_args = build.build_model(options.model, data.distribution.num_classes, cosine)
     final = check_second_stage(options, data, model) if options.second_stage.stage2 else model
     if options.posthoc.posthoc:
-        check_classifier(options.posthoc, final)
+        check_posthoc_classifier(options.posthoc, final)
     config = build.data_config(options.model, model)
     build.check_forward(options.model, model, config['input_size'], options.data.batch_size)
     pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
@@ -218,14 +218,14 @@ def _write_head(options: Options, stage: Stage) -> None:
 
 def _evaluate_and_write(
         options: Options, setup: Setup, objective: NetworkObjective, trainer: Trainer) -> dict[str, Any]:
-    """Second stage, correction and figures of a trained model; writes weights, metrics and predictions."""
+    """Second stage, correction and metrics of a trained model; writes weights, metrics and predictions."""
     stage = setup.stage
     folder, first = stage.folder, stage.result(objective, trainer)
     metrics = method_facts(options) | final_metrics(stage.rules, first, stage.data, stage.accelerator)
     final, exported = first, first
     of_exported = metrics
     if options.second_stage.stage2:
-        before = stage.validation_figure(first.model)
+        before = stage.validation_metric(first.model)
         second = run_second_stage(_second(options, stage), first.model)
         final = second.result
         warn_if_worse(stage, before, final.model)
@@ -236,10 +236,10 @@ def _evaluate_and_write(
         places = [(folder, final, metrics)]
         if exported is not final:
             places = [(folder, exported, of_exported), (second_stage_folder(folder), final, metrics)]
-        for place, result, figures in places:
-            figures |= correct(options.posthoc, stage, result, place)
+        for place, result, entry in places:
+            entry |= apply_posthoc(options.posthoc, stage, result, place)
     folder.write_predictions(final.logits, final.targets)
-    folder.write_metrics(of_exported)  # the card of the model must not claim the figures of another head
+    folder.write_metrics(of_exported)  # the card of the model must not claim the metrics of another head
     try:
         folder.write_hub(exported.model, setup.model_args, stage.pipeline.config)
     finally:

@@ -169,10 +169,10 @@ def warn_if_worse(stage: Stage, before: float | None, model: nn.Module) -> None:
 
     Args:
         stage: The first stage.
-        before: Validation figure of its model, in percent; None: there are no validation images.
+        before: Validation metric of its model, in percent; None: there are no validation images.
         model: After the second stage.
     """
-    after = stage.validation_figure(model)
+    after = stage.validation_metric(model)
     if before is not None and after is not None and after < before and stage.accelerator.is_main_process:
         _logger.warning(
             'the second stage made the network worse on the validation images: %s fell from %.2f%% to %.2f%%; try a '

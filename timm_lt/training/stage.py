@@ -17,13 +17,13 @@ from . import build
 from .checkpoint import load_checkpoint
 from .checks import check_sample_values, check_stacked_passes
 from .data import DataParts
-from .evaluation import choose_epoch, evaluate, validation_figures
+from .evaluation import choose_epoch, evaluate, validation_metrics
 from .learner import Learner
 from .memory_format import wants_channels_last
 from .options import Options
 from .outputs import RunFolder
 from .pipeline import InputPipeline
-from .results import FigureRules, StageResult
+from .results import MetricRules, StageResult
 from .trainer import Callback, Trainer
 from .windows import Windows
 
@@ -56,14 +56,14 @@ class Stage:
         folder: Its checkpoints and its summary.
         data: The parts.
         pipeline: Makes loaders.
-        rules: Rules of the figures.
+        rules: Rules of the metrics.
     """
     options: Options
     accelerator: Accelerator
     folder: RunFolder
     data: DataParts
     pipeline: InputPipeline
-    rules: FigureRules
+    rules: MetricRules
 
     def build(self, objective: Objective) -> Trainer:
         """Put together what the options name.
@@ -84,7 +84,7 @@ class Stage:
         torch.manual_seed(options.run.seed + accelerator.process_index)
         validate = None
         if self.data.validation is not None:
-            validate = validation_figures(self.pipeline.evaluation(self.data.validation), self.rules)
+            validate = validation_metrics(self.pipeline.evaluation(self.data.validation), self.rules)
         return Trainer(
             learner, windows, epochs, self.rules.splits, self.folder, options.run, validate=validate,
             eval_metric=options.evaluation.eval_metric, patience=options.schedule.patience,
@@ -115,12 +115,12 @@ class Stage:
             model, logits, targets, progress.epoch, epoch, chosen_by, progress.train_seconds, progress.images,
             progress.skipped, _weights(trainer.learner.ema))
 
-    def validation_figure(self, model: nn.Module) -> float | None:
+    def validation_metric(self, model: nn.Module) -> float | None:
         """``--eval-metric`` of a model on the validation images, in percent; None without such images."""
         if self.data.validation is None:
             return None
-        figures = self.rules.report(*self.evaluate(model, self.data.validation), bootstrap=0)
-        return figures[self.options.evaluation.eval_metric]
+        metrics = self.rules.report(*self.evaluate(model, self.data.validation), bootstrap=0)
+        return metrics[self.options.evaluation.eval_metric]
 
     def evaluate(self, model: nn.Module, images: Any) -> tuple[Tensor, Tensor]:
         """Logits (N, C) of images under the evaluation transform, and their labels (N,)."""

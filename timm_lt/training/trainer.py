@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import save_checkpoint
-from .console import EpochLines, short_figures
+from .console import EpochLines, short_metrics
 from .errors import TrainingError
 from .learner import Learner
 from .meters import TrainMeter
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 class Callback:
     """Actions of a method beside the steps. Its state is saved and resumed with the run.
 
-    ``on_train_start`` is called once, also after a resume; ``on_epoch_end`` returns figures for ``summary.csv``.
+    ``on_train_start`` is called once, also after a resume; ``on_epoch_end`` returns metrics for ``summary.csv``.
     """
 
     def on_train_start(self, trainer: 'Trainer') -> None:
@@ -85,9 +85,9 @@ class Trainer:
         splits: Masks (C,) of the many-, medium- and few-shot classes.
         folder: Folder of the stage.
         options: Seed, checkpoints and logs.
-        validate: Called with the trainer after an epoch, returns figures; None: no validation part.
-        eval_metric: Figure of ``validate`` that chooses the best epoch.
-        patience: Epochs without a better such figure after which training ends; 0: it never ends early.
+        validate: Called with the trainer after an epoch, returns metrics; None: no validation part.
+        eval_metric: Metric of ``validate`` that chooses the best epoch.
+        patience: Epochs without a better such metric after which training ends; 0: it never ends early.
         callbacks: See :class:`Callback`.
     """
 
@@ -130,7 +130,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """All epochs are trained, or ``patience`` of them without a better validation figure."""
+        """All epochs are trained, or ``patience`` of them without a better validation metric."""
         progress = self.progress
         patient = not self.patience or not progress.best or progress.epoch - progress.best['epoch'] <= self.patience
         return progress.epoch >= self.epochs or not patient
@@ -211,14 +211,14 @@ class Trainer:
             self._step(window, epoch)
             bar.update(len(window.inputs))
             if not bar.disable and bar.n % self.options.log_interval < len(window.inputs):
-                bar.set_postfix(short_figures(self.progress.meter.compute()))
+                bar.set_postfix(short_metrics(self.progress.meter.compute()))
             if self._checkpoint_is_due(len(window.inputs)):
                 self.progress.train_seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self.save()
-        row = self._training_figures(epoch)
+        row = self._training_metrics(epoch)
         self.progress.train_seconds += time.perf_counter() - started
-        bar.set_postfix(short_figures(row))
+        bar.set_postfix(short_metrics(row))
         bar.close()
         if not np.isfinite(row['train_loss']):
             raise TrainingError(
@@ -243,7 +243,7 @@ class Trainer:
         every, step = self.options.checkpoint_steps, self.progress.step
         return every > 0 and step < len(self.windows) and step // every > (step - micro_batches) // every
 
-    def _training_figures(self, epoch: int) -> dict[str, Any]:
+    def _training_metrics(self, epoch: int) -> dict[str, Any]:
         reduce = self.accelerator.reduce if self.accelerator.num_processes > 1 else None
         return {'epoch': epoch, **self.progress.meter.compute(reduce), 'lr': self.optimizer.param_groups[0]['lr'],
                 'skipped_steps': self.progress.skipped}

@@ -15,7 +15,7 @@ class Window(NamedTuple):
     Attributes:
         inputs: Images or features of each micro-batch.
         targets: Labels, or soft targets where images are mixed.
-        labels: Labels (B,) of each, for the training figures.
+        labels: Labels (B,) of each, for the training metrics.
     """
     inputs: list[Tensor]
     targets: list[Tensor]
@@ -76,8 +76,8 @@ class Windows:
                     input, label = input[:-1], label[:-1]
                 with numpy_seed(self.seed, self._epoch, step, self.rank):
                     input, target = self.mix(input, label)
-            for part, value in zip(window, (input, target, label)):
-                part.append(value)
+            for column, value in zip(window, (input, target, label)):
+                column.append(value)
             step += 1
             if len(window.inputs) == self.grad_accum_steps:
                 yield window

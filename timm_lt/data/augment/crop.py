@@ -91,13 +91,13 @@ class ResizedCrop(_Flips):
         mirror_y, mirror_x = self.mirrored(draws, images)
         result = []
         for members in chunks(torch.arange(len(images)), max(height * width, self.size[0] * self.size[1])):
-            part = slice(int(members[0]), int(members[-1]) + 1)
-            top, left, h, w = boxes[:, part]
+            chunk = slice(int(members[0]), int(members[-1]) + 1)
+            top, left, h, w = boxes[:, chunk]
             rows = resize_weights(top, h, self.size[0], height, self.interpolation)
             columns = resize_weights(left, w, self.size[1], width, self.interpolation)
-            rows = torch.where(mirror_y[part, None, None], rows.flip(1), rows)
-            columns = torch.where(mirror_x[part, None, None], columns.flip(1), columns)
-            result.append(weighted_sums(images[part], rows, columns, round_between=True))
+            rows = torch.where(mirror_y[chunk, None, None], rows.flip(1), rows)
+            columns = torch.where(mirror_x[chunk, None, None], columns.flip(1), columns)
+            result.append(weighted_sums(images[chunk], rows, columns, round_between=True))
         return torch.cat(result)
 
     def draw_boxes(self, draws: Draws, height: int, width: int) -> Tensor:

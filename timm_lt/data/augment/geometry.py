@@ -126,22 +126,22 @@ def _interpolate(images: Tensor, x: Tensor, y: Tensor, before: int, combine: Com
     """Combine the pixels around each place, first along rows, then columns; the border pixels go on outside."""
     height, width = images.shape[-2:]
     left, top = x.floor(), y.floor()
-    part_x, part_y = ((place - low).unsqueeze(1) for place, low in ((x, left), (y, top)))
+    fraction_x, fraction_y = ((place - low).unsqueeze(1) for place, low in ((x, left), (y, top)))
     around = range(-before, before + 2)
     columns = [(left.long() + i).clamp_(0, width - 1) for i in around]
     rows = [(top.long() + i).clamp_(0, height - 1) * width for i in around]
-    lines = [combine([_take(images, row + column).double() for column in columns], part_x) for row in rows]
-    return combine(lines, part_y).clamp_(0, 255).to(torch.uint8)
+    lines = [combine([_take(images, row + column).double() for column in columns], fraction_x) for row in rows]
+    return combine(lines, fraction_y).clamp_(0, 255).to(torch.uint8)
 
 
-def _linear(values: list[Tensor], part: Tensor) -> Tensor:
+def _linear(values: list[Tensor], fraction: Tensor) -> Tensor:
     first, second = values
-    return first + (second - first) * part
+    return first + (second - first) * fraction
 
 
-def _cubic(values: list[Tensor], part: Tensor) -> Tensor:
+def _cubic(values: list[Tensor], fraction: Tensor) -> Tensor:
     a, b, c, d = values
-    return b + part * (c - a + part * (2 * (a - b) + c - d + part * (b - a - c + d)))
+    return b + fraction * (c - a + fraction * (2 * (a - b) + c - d + fraction * (b - a - c + d)))
 
 
 # pixels before the nearest one on the left, and how the pixels are combined

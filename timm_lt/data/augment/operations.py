@@ -65,7 +65,7 @@ class _Group(NamedTuple):
 
 
 def chunks(members: Tensor, values: int) -> list[Tensor]:
-    """``members`` in parts of at most :data:`CHUNK` values, ``values`` each; none where it is empty."""
+    """``members`` in chunks of at most :data:`CHUNK` values, ``values`` each; none where it is empty."""
     return list(members.split(max(1, CHUNK // values))) if len(members) else []
 
 
@@ -88,9 +88,9 @@ def run_program(images: Tensor, program: Program, style: Style = NEAREST_BLACK) 
         for function, members in zip(_FUNCTIONS, torch.arange(len(codes)).split(counts)):
             if function is None:
                 continue
-            for part in chunks(members, images.shape[1:].numel()):
-                places = order[part].to(images.device)
-                group = _Group(images.index_select(0, places), codes[part], arguments[part])
+            for chunk in chunks(members, images.shape[1:].numel()):
+                places = order[chunk].to(images.device)
+                group = _Group(images.index_select(0, places), codes[chunk], arguments[chunk])
                 images.index_copy_(0, places, function(group, style))
     return images
 

@@ -53,7 +53,7 @@ class Data:
         dataset = self.known(split)
         if self.run is not None and not args.allow_trained and self._was_trained_on(split, dataset):
             raise EvaluationError(
-                f'the network was trained on images of {split!r}, whose figures say nothing about new images; leave '
+                f'the network was trained on images of {split!r}, whose metrics say nothing about new images; leave '
                 f'out --split for the test part of the run, or pass --allow-trained')
         return split, dataset
 

@@ -17,7 +17,7 @@ from ...class_distribution import SPLIT_NAMES, ClassDistribution
 from ..reports import write_mistakes, write_report
 from .network import EvaluationError
 
-FIGURES = (
+METRICS = (
     'top1', 'top5', 'balanced_accuracy', *SPLIT_NAMES, 'worst_class', 'harmonic_mean', 'geometric_mean', 'macro_f1',
     'ece', *(f'ece_{n}' for n in SPLIT_NAMES))
 OF_TRAINING = ('summary.csv', 'last', 'hub')  # a folder with one of these is that of a training run
@@ -32,7 +32,7 @@ class Output:
         metrics: Contents of ``metrics.json``.
         targets: True classes, (N,).
         distribution: Training class sizes and names.
-        logits: Scores that the figures are of, (N, C), or None.
+        logits: Scores that the metrics are of, (N, C), or None.
         predictions: Predicted classes, (N,), where there are no scores.
         dataset: The tested images, or None.
         recipe: Options of the training run.
@@ -70,10 +70,10 @@ def choose_folder(output: str | None, source: str) -> Path:
 
 
 def write_output(folder: Path, output: Output) -> int:
-    """Write figures and predictions, then pictures and report, and print the closing lines.
+    """Write metrics and predictions, then pictures and report, and print the closing lines.
 
     Returns:
-        0, or 3 if the report could not be written; the figures are on disk then.
+        0, or 3 if the report could not be written; the metrics are on disk then.
     """
     metrics = output.metrics
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def write_output(folder: Path, output: Output) -> int:
         if output.dataset is not None:
             write_mistakes(folder, output.dataset)
         page = write_report(folder)
-    except Exception as e:  # the figures are worth more than their pictures
+    except Exception as e:  # the metrics are worth more than their pictures
         sys.stdout.write(summary(metrics) + f'metrics: {printable(folder / "metrics.json")}\n')
         reason = f'{type(e).__name__}: {printable(e)}'
         sys.stderr.write(f'python -m timm_lt.evaluate: warning: report.html was not written: {reason}\n')
@@ -102,9 +102,9 @@ def write_output(folder: Path, output: Output) -> int:
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The figures as lines for a terminal."""
+    """The metrics as lines for a terminal."""
     rows = []
-    for name in FIGURES:
+    for name in METRICS:
         value, interval = metrics[name], (metrics['confidence'] or {}).get(name)
         shown = 'absent' if value is None else f'{value:6.2f}'
         rows.append(f'{name.replace("_", " "):18s}{shown}' + (

@@ -63,41 +63,42 @@ def measure_landscape(
     """
     distribution = class_counts if isinstance(class_counts, ClassDistribution) else ClassDistribution(class_counts)
     splits = distribution.splits(split_rule)
-    parts = {name: images_of(batches, mask) for name, mask in {'all': None, **splits}.items()}
-    present = [name for name, part in parts.items() if part]
+    subsets = {name: images_of(batches, mask) for name, mask in {'all': None, **splits}.items()}
+    present = [name for name, subset in subsets.items() if subset]
     work = line_steps + surface_steps ** 2 + len(present) * (2 + (iterations and iterations + trace_samples))
     result: dict[str, Any] = {
-        'num_images': {name: sum(len(y) for _, y in part) for name, part in parts.items()},
-        'rho': rho, 'seed': seed, 'loss': split_losses(model, parts['all'], splits, loss=loss),
+        'num_images': {name: sum(len(y) for _, y in subset) for name, subset in subsets.items()},
+        'rho': rho, 'seed': seed, 'loss': split_losses(model, subsets['all'], splits, loss=loss),
     }
     with _progress(work) as tick:
         result['sharpness'] = {
-            name: sharpness(model, part, rho, loss=loss, tick=tick) if part else None for name, part in parts.items()}
-        result['gradient_cosine'] = gradient_cosine(model, {n: parts[n] for n in SPLIT_NAMES}, loss=loss)
+            name: sharpness(model, subset, rho, loss=loss, tick=tick) if subset else None
+            for name, subset in subsets.items()}
+        result['gradient_cosine'] = gradient_cosine(model, {n: subsets[n] for n in SPLIT_NAMES}, loss=loss)
         if iterations:
-            result |= _hessian_figures(model, parts, iterations, trace_samples, seed=seed, loss=loss, tick=tick)
+            result |= _hessian_metrics(model, subsets, iterations, trace_samples, seed=seed, loss=loss, tick=tick)
         options: dict[str, Any] = {'radius': radius, 'seed': seed, 'loss': loss, 'tick': tick}
         if line_steps:
-            result['line'] = loss_line(model, parts['all'], splits, steps=line_steps, **options)
+            result['line'] = loss_line(model, subsets['all'], splits, steps=line_steps, **options)
         if surface_steps:
-            result['surface'] = loss_surface(model, parts['all'], splits, steps=surface_steps, **options)
+            result['surface'] = loss_surface(model, subsets['all'], splits, steps=surface_steps, **options)
     return result
 
 
-def _hessian_figures(
+def _hessian_metrics(
         model: nn.Module,
-        parts: Mapping[str, Batches],
+        subsets: Mapping[str, Batches],
         iterations: int,
         trace_samples: int,
         **options: Any,
 ) -> dict[str, dict[str, float | None]]:
     """Largest eigenvalue and trace of the Hessian for each set of images."""
-    top: dict[str, float | None] = dict.fromkeys(parts)
+    top: dict[str, float | None] = dict.fromkeys(subsets)
     trace, error = dict(top), dict(top)
-    for name, part in parts.items():
-        if part:
-            top[name] = top_eigenvalue(model, part, iterations=iterations, **options)
-            trace[name], error[name] = hessian_trace(model, part, samples=trace_samples, **options)
+    for name, subset in subsets.items():
+        if subset:
+            top[name] = top_eigenvalue(model, subset, iterations=iterations, **options)
+            trace[name], error[name] = hessian_trace(model, subset, samples=trace_samples, **options)
     return {'top_eigenvalue': top, 'trace': trace, 'trace_error': error}
 
 

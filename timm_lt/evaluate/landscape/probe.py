@@ -38,8 +38,8 @@ def split_losses(
             values = values if values.dtype == torch.float64 else values.float()
             masks = torch.stack([torch.ones_like(target, dtype=torch.bool)] + [
                 splits[name].to(target.device)[target] for name in names])
-            part, number = masks.to(values.dtype) @ values, masks.sum(1)
-            sums = part.double() if sums is None else sums + part
+            total, number = masks.to(values.dtype) @ values, masks.sum(1)
+            sums = total.double() if sums is None else sums + total
             counts = number if counts is None else counts + number
     if sums is None or counts is None:
         raise ValueError('batches is empty; the landscape needs at least one image')
@@ -82,12 +82,12 @@ def move(model: nn.Module, weights: Directions, steps: Sequence[tuple[float, Dir
 
 def images_of(batches: Batches, mask: Tensor | None) -> list[tuple[Tensor, Tensor]]:
     """The images of a split, batch by batch, on the CPU or wherever they are."""
-    parts = []
+    chosen = []
     for input, target in batches:
         keep = torch.ones_like(target, dtype=torch.bool) if mask is None else mask.to(target.device)[target]
         if bool(keep.any()):
-            parts.append((input[keep], target[keep]))
-    return parts
+            chosen.append((input[keep], target[keep]))
+    return chosen
 
 
 def on_device(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,10 +1,10 @@
-"""Closed-set figures of a long-tailed test: accuracies by class size, F1, calibration, confidence intervals.
+"""Closed-set metrics of a long-tailed test: accuracies by class size, F1, calibration, confidence intervals.
 
 Papers: Z. Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019 (many, medium, few);
 C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, Eq. (3) (ECE).
 Source: written from the papers.
 Differs from the official code: a split without a class, or without a test image, is None; published code prints 0 or
-NaN. As there, a split's figure is the mean of the accuracies of those of its classes that have test images.
+NaN. As there, a split's metric is the mean of the accuracies of those of its classes that have test images.
 
 Ties and scores that are not finite follow one rule, see :mod:`timm_lt.evaluate.metrics.predictions`.
 """
@@ -33,7 +33,7 @@ def report(
         bootstrap: int = 0,
         seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of one test, ready for JSON. Accuracies, precision, recall, F1 and ECE are in percent, in [0, 100].
+    """Metrics of one test, ready for JSON. Accuracies, precision, recall, F1 and ECE are in percent, in [0, 100].
 
     Args:
         logits: Scores of the test images, (N, C), any float dtype, on any device.
@@ -108,8 +108,8 @@ def corrected(logits: Tensor, posthoc: Callable[[Tensor], Tensor]) -> Tensor:
         (usable.to(found.device),), found)
 
 
-def class_figures(targets: Tensor, predicted: Tensor, num_classes: int) -> dict[str, Tensor]:
-    """Images and figures of each class, (C,); an undefined figure is NaN.
+def class_metrics(targets: Tensor, predicted: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Images and metrics of each class, (C,); an undefined metric is NaN.
 
     Args:
         targets: True classes, (N,).
@@ -136,7 +136,7 @@ def _accuracies(
         splits: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     rank = outcome['rank']
-    classes = class_figures(targets, outcome['predicted'], distribution.num_classes)
+    classes = class_metrics(targets, outcome['predicted'], distribution.num_classes)
     recall, tested = classes['recall'], classes['images'] > 0
     accuracies = recall[tested]
     worst = int(torch.where(tested, recall, torch.inf).argmin())

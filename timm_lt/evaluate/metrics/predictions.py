@@ -1,6 +1,6 @@
 """Predictions of single images: checks, ranks and confidences, and the gather over processes.
 
-One rule holds in every figure:
+One rule holds in every metric:
 
 - A tie goes to the class of the lower number, as ``argmax`` resolves it.
 - An image is *not finite* if a score is NaN or ``+inf``, or if all scores are ``-inf``. It counts as wrong, belongs to

@@ -1,4 +1,4 @@
-"""Figures of several seeds of one recipe, merged to mean and standard deviation."""
+"""Metrics of several seeds of one recipe, merged to mean and standard deviation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ MERGED = (
 
 
 def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation of the figures of several seeds.
+    """Mean and standard deviation of the metrics of several seeds.
 
     Args:
         reports: Results of :func:`report` (or ``metrics.json`` contents, whose ``seed`` is noted) of one recipe.
 
     Returns:
-        ``num_seeds``, ``seeds``, ``split_rule``, ``mean`` and ``std`` (figure to value; the deviation divides by n - 1
-        and is None for one seed; a figure that a report lacks is None), ``per_class_mean``.
+        ``num_seeds``, ``seeds``, ``split_rule``, ``mean`` and ``std`` (metric to value; the deviation divides by n - 1
+        and is None for one seed; a metric that a report lacks is None), ``per_class_mean``.
 
     Raises:
         ValueError: If there is no report, a seed appears twice, or they differ in split rule, number of classes or test
@@ -30,7 +30,7 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ValueError('merge_seeds needs at least one report')
     shared = {key: [r.get(key) for r in reports] for key in ('split_rule', 'num_classes', 'num_images')}
     shared['transductive'] = [bool(r.get('transductive')) for r in reports]
-    shared['posthoc'] = [correction_method(r) for r in reports]
+    shared['posthoc'] = [posthoc_method(r) for r in reports]
     for key, values in shared.items():
         if len(set(values)) > 1:
             raise ValueError(f'reports to merge must share {key}, got {sorted(set(map(str, values)))}')
@@ -40,10 +40,10 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for key in MERGED:
-        figures = [value for r in reports if (value := r.get(key)) is not None]
-        known = len(figures) == len(reports)
-        mean[key] = float(np.mean(figures)) if known else None
-        std[key] = float(np.std(figures, ddof=1)) if known and len(figures) > 1 else None
+        values = [value for r in reports if (value := r.get(key)) is not None]
+        known = len(values) == len(reports)
+        mean[key] = float(np.mean(values)) if known else None
+        std[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else None
     columns = zip(*(r['per_class'] for r in reports))
     return {
         'num_seeds': len(reports),
@@ -55,6 +55,6 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def correction_method(result: Mapping[str, Any]) -> str | None:
-    """Method of the correction behind the figures; each seed may have chosen its own strength."""
+def posthoc_method(result: Mapping[str, Any]) -> str | None:
+    """Method of the correction behind the metrics; each seed may have chosen its own strength."""
     return result['posthoc'].split(',')[0] if result.get('posthoc') else None

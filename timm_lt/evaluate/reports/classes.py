@@ -1,4 +1,4 @@
-"""Figures of single classes: a table that sorts and searches, the same as CSV, and the confusion of classes."""
+"""Metrics of single classes: a table that sorts and searches, the same as CSV, and the confusion of classes."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ COLUMNS = ('class', 'split', 'training images', 'test images', 'accuracy', 'prec
 
 
 def class_rows(m: Mapping[str, Any], names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Name, split, sizes and figures of each class, largest class first; an undefined figure is None."""
+    """Name, split, sizes and metrics of each class, largest class first; an undefined metric is None."""
     counts = m['train_images_per_class']
     splits = ClassDistribution(counts).splits(m['split_rule'])
     missing = [None] * len(counts)
@@ -59,7 +59,7 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def class_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """:func:`class_rows` as CSV; an undefined figure is an empty cell."""
+    """:func:`class_rows` as CSV; an undefined metric is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator='\n')
     writer.writeheader()

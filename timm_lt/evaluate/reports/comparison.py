@@ -7,9 +7,9 @@ from typing import Any
 
 from ..._text import printable
 from ..metrics.significance import mark
-from .runs import FIGURES, group_runs, load_run, measured_by, significance_of
+from .runs import METRICS, group_runs, load_run, measured_by, significance_of
 
-COLUMNS = (*FIGURES, ('worst_class', 'worst class'), ('ece', 'ECE'))
+COLUMNS = (*METRICS, ('worst_class', 'worst class'), ('ece', 'ECE'))
 MEASURED = {
     'split_rule': 'split rule', 'train_images_per_class': 'training class sizes',
     'num_images': 'number of test images', 'test_part': 'test part', 'dataset': 'data set',
@@ -23,7 +23,7 @@ class Comparison:
     Attributes:
         groups: Recipes, see :func:`group_runs`.
         tests: p-values of each recipe against the baseline, see :func:`significance_of`.
-        warnings: Sentences that say why figures are not comparable.
+        warnings: Sentences that say why metrics are not comparable.
     """
     groups: list[dict[str, Any]]
     tests: list[dict[str, Any]]
@@ -82,10 +82,10 @@ def _warnings(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
     differ = [label for key, label in MEASURED.items() if len({str(m[key]) for m in measured if m[key]}) > 1]
     if differ:
-        found.append(f"The runs differ in {', '.join(differ)}: their figures are not comparable.")
+        found.append(f"The runs differ in {', '.join(differ)}: their metrics are not comparable.")
     if len({m['transductive'] for m in measured}) > 1:
         read = ', '.join(g['name'] for g, m in zip(groups, measured) if m['transductive'])
-        found.append(f'The figures of {read} are transductive, their correction read the unlabelled test set as a '
+        found.append(f'The metrics of {read} are transductive, their correction read the unlabelled test set as a '
                      f'whole: not comparable with the inductive ones.')
     if len({f.get('num_parameters') for f in firsts}) > 1:
         found.append('The runs use networks of different size, see the table.')

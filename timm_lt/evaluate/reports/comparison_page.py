@@ -1,4 +1,4 @@
-"""HTML page that compares runs: table with significance marks, figures, protocols."""
+"""HTML page that compares runs: table with significance marks, metrics, protocols."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -82,12 +82,12 @@ def _table(comparison: Comparison) -> str:
         for key, _ in COLUMNS:
             mean = merged['mean'][key]
             is_best = mean is not None and mean == best.get(key)
-            cells.append(_figure_cell(mean, merged['std'][key], mark(test.get(key)), is_best))
+            cells.append(_metric_cell(mean, merged['std'][key], mark(test.get(key)), is_best))
         rows.append(''.join(cells))
         if corrected := merge_corrected(group['runs']):
             label, merged = corrected
             cells = [f"<td>{escape(group['name'])}<small>with {escape(label)}</small></td><td>{seeds}</td>"]
-            cells += [_figure_cell(merged['mean'][key], merged['std'][key]) for key, _ in COLUMNS]
+            cells += [_metric_cell(merged['mean'][key], merged['std'][key]) for key, _ in COLUMNS]
             rows.append(''.join(cells))
     return table(['recipe', 'seeds', *(label for _, label in COLUMNS)], rows) + (
         f"<figcaption>{' '.join(_notes(comparison))}</figcaption>")
@@ -111,7 +111,7 @@ def _p_value(value: float) -> str:
     return '&lt; 0.0001' if value < 1e-4 else f'= {value:.2g}'
 
 
-def _figure_cell(mean: float | None, std: float | None, stars: str = '', best: bool = False) -> str:
+def _metric_cell(mean: float | None, std: float | None, stars: str = '', best: bool = False) -> str:
     if mean is None:
         return "<td class='absent'>absent</td>"
     spread = f'<small>± {std:.2f}</small>' if std is not None else ''

@@ -78,14 +78,14 @@ def write_mistakes(run_dir: str | Path, dataset: Any) -> None:
 def mistakes_section(run: Mapping[str, Any]) -> str:
     """HTML of the pictures of a run of :func:`load_run`; empty without pictures."""
     found: Sequence[Mapping[str, Any]] = run['mistakes'] or ()
-    parts = []
+    shown = []
     for split in SPLIT_NAMES:
         pictures = [_picture(mistake, run['class_names']) for mistake in found if mistake['split'] == split]
         if pictures:
-            parts.append(f"<h3>{split}</h3><div class='mistakes'>{''.join(pictures)}</div>")
-    if not parts:
+            shown.append(f"<h3>{split}</h3><div class='mistakes'>{''.join(pictures)}</div>")
+    if not shown:
         return ''
-    return (f"<h2>Mistakes</h2>{''.join(parts)}<figcaption>Wrong predictions with the highest confidence, by the split "
+    return (f"<h2>Mistakes</h2>{''.join(shown)}<figcaption>Wrong predictions with the highest confidence, by the split "
             'of the true class.</figcaption>')
 
 

@@ -1,4 +1,4 @@
-"""Facts under which figures were measured, in the words of a page."""
+"""Facts under which metrics were measured, in the words of a page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from .plots.style import classes_text
 
 
 def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
-    """Network, data, split rule and choices behind the figures of a ``metrics.json``."""
+    """Network, data, split rule and choices behind the metrics of a ``metrics.json``."""
     absent = [n for n in SPLIT_NAMES if m.get(n) is None]
     facts = {
         'network': m.get('model'),
@@ -24,7 +24,7 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
         'transductive': 'yes' if m.get('transductive') else 'no',
     }
     if corrected := m.get('corrected'):
-        facts['post_hoc'] = 'none in the main figures; a table of its own shows the figures with the correction'
+        facts['post_hoc'] = 'none in the main metrics; a table of its own shows the metrics with the correction'
         facts['correction'] = f"{corrected['label']}, fitted on {corrected['fitted_on']}"
     protocol = m.get('protocol')
     facts.update(protocol if isinstance(protocol, Mapping) else {'protocol': protocol})
@@ -37,7 +37,7 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_of(m: Mapping[str, Any]) -> str | None:
-    """Name of the data that the figures are of."""
+    """Name of the data that the metrics are of."""
     protocol = m.get('protocol')
     return (protocol.get('dataset') if isinstance(protocol, Mapping) else None) or m.get('dataset')
 

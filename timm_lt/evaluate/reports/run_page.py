@@ -25,30 +25,30 @@ FULL = ('per_class', 'reliability', 'training_curves', 'gkp_inner_life', 'landsc
 FILES = {'metrics.json': 'application/json', 'summary.csv': 'text/csv', 'args.yaml': 'text/plain'}
 
 
-def run_figures(run: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    """Functions that draw the figures of a run of :func:`load_run`, by name; each takes ``narrow``."""
+def run_plots(run: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
+    """Functions that draw the plots of a run of :func:`load_run`, by name; each takes ``narrow``."""
     metrics, rule = run['metrics'], run['metrics']['split_rule']
     counts = metrics['train_images_per_class']
-    figures: dict[str, Callable[..., Any]] = {
+    drawn: dict[str, Callable[..., Any]] = {
         'accuracy_by_class_size': partial(plots.accuracy_by_class_size, metrics),
         'per_class': partial(plots.per_class_bars, metrics, run['class_names']),
     }
     if metrics.get('split_confusion'):
-        figures['split_confusion'] = partial(plots.split_confusion, metrics)
+        drawn['split_confusion'] = partial(plots.split_confusion, metrics)
     if run['logits'] is not None:
-        figures['reliability'] = partial(plots.reliability, run['logits'], run['targets'], counts, split_rule=rule)
+        drawn['reliability'] = partial(plots.reliability, run['logits'], run['targets'], counts, split_rule=rule)
     if metrics.get('weight_norms'):
-        figures['weight_norms'] = partial(plots.weight_norms, metrics['weight_norms'], counts, split_rule=rule)
+        drawn['weight_norms'] = partial(plots.weight_norms, metrics['weight_norms'], counts, split_rule=rule)
     if run['summary']:
-        figures['training_curves'] = partial(plots.training_curves, run['summary'])
+        drawn['training_curves'] = partial(plots.training_curves, run['summary'])
         if 'bank_epochs' in run['summary'][-1]:
-            figures['gkp_inner_life'] = partial(plots.gkp_inner_life, run['summary'])
+            drawn['gkp_inner_life'] = partial(plots.gkp_inner_life, run['summary'])
     landscape = metrics.get('landscape') or {}
     if landscape.get('line'):
-        figures['landscape_line'] = partial(plots.landscape_lines, landscape['line'])
+        drawn['landscape_line'] = partial(plots.landscape_lines, landscape['line'])
     if landscape.get('surface'):
-        figures['landscape_surface'] = partial(plots.landscape_surfaces, landscape['surface'])
-    return figures
+        drawn['landscape_surface'] = partial(plots.landscape_surfaces, landscape['surface'])
+    return drawn
 
 
 def write_report(run_dir: str | Path, path: str | Path | None = None) -> Path:
@@ -67,7 +67,7 @@ def write_report(run_dir: str | Path, path: str | Path | None = None) -> Path:
     """
     run = load_run(run_dir)
     path = Path(run_dir) / 'report.html' if path is None else Path(path)
-    for name, draw in run_figures({**run, 'class_names': _drawable(run['class_names'])}).items():
+    for name, draw in run_plots({**run, 'class_names': _drawable(run['class_names'])}).items():
         plots.save(draw(), Path(run_dir) / 'plots' / f'{name}.png')
     write_text(path, run_page(run))
     return path
@@ -75,10 +75,10 @@ def write_report(run_dir: str | Path, path: str | Path | None = None) -> Path:
 
 def run_page(run: Mapping[str, Any]) -> str:
     """HTML of a run of :func:`load_run`."""
-    m, figures = run['metrics'], run_figures(run)
+    m, drawn = run['metrics'], run_plots(run)
 
     def shown(name: str) -> str:
-        return picture(figures[name], name, CAPTIONS.get(name, ''), name in FULL) if name in figures else ''
+        return picture(drawn[name], name, CAPTIONS.get(name, ''), name in FULL) if name in drawn else ''
 
     lead = [dataset_of(m), m.get('model'), parameters_of(m.get('num_parameters')), f"{m['num_images']} test images",
             f"{m['num_classes']} classes", f"split rule {m['split_rule']}",
@@ -86,7 +86,7 @@ def run_page(run: Mapping[str, Any]) -> str:
     rows = class_rows(m, run['class_names'])
     body = [
         f"<h1>{escape(run['name'])}</h1><p class='lead'>{' · '.join(escape(part) for part in lead if part)}</p>",
-        _files(run, rows), sections.warnings(m), sections.tiles(m), sections.further_figures(m),
+        _files(run, rows), sections.warnings(m), sections.tiles(m), sections.further_metrics(m),
     ]
     if m.get('corrected'):
         body.append('<h2>With the post-hoc correction</h2>' + sections.with_correction(m))
@@ -98,14 +98,14 @@ def run_page(run: Mapping[str, Any]) -> str:
     if run['predicted'] is not None:
         body.append(f'<h3>Confusion of classes</h3>{confusion(run)}')
     body.append(mistakes_section(run))
-    if 'reliability' in figures:
+    if 'reliability' in drawn:
         body.append('<h2>Calibration</h2>' + shown('reliability'))
     if m.get('open_set'):
         body.append('<h2>Open set</h2>' + sections.open_set(m['open_set']))
     if m.get('landscape'):
         body.append('<h2>Loss landscape</h2>' + sections.curvature(m['landscape']))
         body.append(f"<div class='pair'>{shown('landscape_line')}</div>{shown('landscape_surface')}")
-    if 'training_curves' in figures:
+    if 'training_curves' in drawn:
         body.append('<h2>Training</h2>' + shown('training_curves') + shown('gkp_inner_life'))
     body.append('<h2>Protocol</h2>' + facts_table(protocol_of(m)))
     if run['args']:

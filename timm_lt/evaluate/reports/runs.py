@@ -18,11 +18,11 @@ import torch
 
 from ..._private_options import PRIVATE_OPTIONS, RECIPE_NOTES
 from ...class_distribution import ClassDistribution
-from ..metrics import check_predictions, compare, correction_method, merge_seeds, predict
+from ..metrics import check_predictions, compare, merge_seeds, posthoc_method, predict
 
 NOT_OF_RECIPE = PRIVATE_OPTIONS | RECIPE_NOTES | {'seed'}
 MISTAKES = 'mistakes.zip'  # pictures of mistakes and ``mistakes.json``
-FIGURES = (
+METRICS = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),
 )
 
@@ -84,8 +84,8 @@ def _predicted(run: Mapping[str, Any]) -> np.ndarray:
 
 
 def _cell(text: str | None) -> Any:
-    parts = [_number(part) for part in (text or '').split('/')]
-    return parts[0] if len(parts) == 1 else parts if any(p is not None for p in parts) else None
+    numbers = [_number(field) for field in (text or '').split('/')]
+    return numbers[0] if len(numbers) == 1 else numbers if any(p is not None for p in numbers) else None
 
 
 def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -116,21 +116,21 @@ def group_runs(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def measured_by(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """How the figures were measured; figures are repeats of one another only where this is the same."""
+    """How the metrics were measured; metrics are repeats of one another only where this is the same."""
     protocol = metrics.get('protocol')
     protocol = protocol if isinstance(protocol, Mapping) else {}
     return {
         'split_rule': metrics['split_rule'], 'train_images_per_class': metrics['train_images_per_class'],
         'num_images': metrics['num_images'], 'test_part': protocol.get('test_part'),
-        'dataset': protocol.get('dataset'), 'posthoc': correction_method(metrics),
+        'dataset': protocol.get('dataset'), 'posthoc': posthoc_method(metrics),
         'transductive': bool(metrics.get('transductive')),
     }
 
 
 def merge_corrected(runs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]] | None:
-    """Label and :func:`merge_seeds` of the figures with the correction; None unless all runs have the same one."""
+    """Label and :func:`merge_seeds` of the metrics with the correction; None unless all runs have the same one."""
     corrected = [r['metrics'].get('corrected') for r in runs]
-    if not all(corrected) or len({(correction_method(c), c['transductive']) for c in corrected}) > 1:
+    if not all(corrected) or len({(posthoc_method(c), c['transductive']) for c in corrected}) > 1:
         return None
     reports = [
         {**c, 'seed': r['metrics'].get('seed'), 'worst_class': min(a for a in c['per_class'] if a is not None)}
@@ -152,12 +152,12 @@ def _recipe_names(recipes: Sequence[Mapping[str, Any] | None]) -> list[str] | No
 
 
 def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstrap: int, seed: int) -> dict[str, Any]:
-    """p-values of the figures of two groups of runs, and ``how`` they were found; empty where nothing can be said."""
+    """p-values of the metrics of two groups of runs, and ``how`` they were found; empty where nothing can be said."""
     one, two = first['runs'], second['runs']
     if len(one) > 1 and len(two) > 1:
         from scipy.stats import ttest_ind
         found: dict[str, Any] = {'how': "Welch's t-test over seeds"}
-        for key, _ in FIGURES:
+        for key, _ in METRICS:
             values = [[r['metrics'].get(key) for r in runs] for runs in (one, two)]
             if None not in values[0] + values[1] and max(map(np.ptp, values)) > 0:  # no deviation, nothing to test with
                 with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def significance_of(first: Mapping[str, Any], second: Mapping[str, Any], bootstr
         split_rule=a['metrics']['split_rule'], bootstrap=bootstrap, seed=seed)
     found = {'how': 'paired bootstrap over test images' + (
         ', first seed of each' if len(one) + len(two) > 2 else ''), 'mcnemar': result['mcnemar']}
-    for key, _ in FIGURES:
+    for key, _ in METRICS:
         found[key] = result[key] and result[key]['p_value']
     return found
 

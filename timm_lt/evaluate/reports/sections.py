@@ -12,11 +12,11 @@ from .plots.style import classes_text
 
 
 def warnings(m: Mapping[str, Any]) -> str:
-    """Notes that a reader must see before the figures."""
+    """Notes that a reader must see before the metrics."""
     found = ''
     if m.get('transductive'):
         found += note(
-            f"<b>Transductive.</b> {escape(m.get('posthoc'))} read the unlabelled test set as a whole; these figures "
+            f"<b>Transductive.</b> {escape(m.get('posthoc'))} read the unlabelled test set as a whole; these metrics "
             'are not comparable with inductive ones.')
     if m.get('non_finite'):
         found += note(f"{m['non_finite']} images have scores that are NaN or infinite; they count as wrong.")
@@ -47,23 +47,23 @@ def _worst(m: Mapping[str, Any]) -> str:
         m.get('worst_class_name') or f"class {m.get('worst_class_index')}")
 
 
-def further_figures(m: Mapping[str, Any]) -> str:
-    figures = [('harmonic_mean', 'harmonic mean'), ('geometric_mean', 'geometric mean'), ('macro_f1', 'macro-F1'),
+def further_metrics(m: Mapping[str, Any]) -> str:
+    columns = [('harmonic_mean', 'harmonic mean'), ('geometric_mean', 'geometric mean'), ('macro_f1', 'macro-F1'),
                *[(f'ece_{n}', f'ECE {n}') for n in SPLIT_NAMES]]
-    return table([label for _, label in figures], [''.join(cell(m.get(key)) for key, _ in figures)], 'even') + (
+    return table([label for _, label in columns], [''.join(cell(m.get(key)) for key, _ in columns)], 'even') + (
         '<figcaption>Harmonic and geometric mean are over the accuracies of the classes.</figcaption>')
 
 
 def with_correction(m: Mapping[str, Any]) -> str:
     corrected = m['corrected']
-    figures = [('top1', 'top-1'), ('balanced_accuracy', 'balanced'), *[(n, n) for n in SPLIT_NAMES], ('ece', 'ECE')]
-    rows = [f'<td>{escape(name)}</td>' + ''.join(cell(row.get(key)) for key, _ in figures)
+    columns = [('top1', 'top-1'), ('balanced_accuracy', 'balanced'), *[(n, n) for n in SPLIT_NAMES], ('ece', 'ECE')]
+    rows = [f'<td>{escape(name)}</td>' + ''.join(cell(row.get(key)) for key, _ in columns)
             for name, row in (('as trained', m), (corrected['label'], corrected))]
     warning = ''
     if corrected['transductive']:
-        warning = note('<b>Transductive.</b> The correction read the unlabelled test set as a whole; its figures are '
+        warning = note('<b>Transductive.</b> The correction read the unlabelled test set as a whole; its metrics are '
                        'not comparable with inductive ones.')
-    return warning + table(['', *(label for _, label in figures)], rows) + (
+    return warning + table(['', *(label for _, label in columns)], rows) + (
         f"<figcaption>Fitted on {escape(corrected['fitted_on'])}. All else on this page is as trained.</figcaption>")
 
 

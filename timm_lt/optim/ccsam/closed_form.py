@@ -197,7 +197,7 @@ def gather_rows(tensors: list[Tensor], group: Any) -> list[Tensor]:
     gathered = []
     for t in tensors:
         padded = F.pad(t, [0, 0] * (t.ndim - 1) + [0, max(sizes) - len(t)]).contiguous()
-        parts = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(parts, padded, group=group)
-        gathered.append(torch.cat([part[:n] for part, n in zip(parts, sizes)]))
+        blocks = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(blocks, padded, group=group)
+        gathered.append(torch.cat([block[:n] for block, n in zip(blocks, sizes)]))
     return gathered

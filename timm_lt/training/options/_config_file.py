@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checked_note(key: str, value: Any, path: Path) -> dict[str, Any] | None:
-    """A ``published:`` or ``hub:`` block; a published figure needs its source."""
+    """A ``published:`` or ``hub:`` block; a published result needs its source."""
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -71,7 +71,7 @@ def _checked_note(key: str, value: Any, path: Path) -> dict[str, Any] | None:
         if name not in NOTES[key]:
             raise ConfigError(f'config file {path}: {key}.{name} is unknown. {nearest_names(name, NOTES[key])}')
     if key == 'published' and not value.get('source'):
-        raise ConfigError(f'config file {path}: published needs a source, the paper and table of the figure')
+        raise ConfigError(f'config file {path}: published needs a source, the paper and table of the result')
     return value
 
 

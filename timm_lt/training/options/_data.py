@@ -20,7 +20,7 @@ class DataOptions(OptionGroup):
         'the part)')
     train_split: str = option('train', 'name of the training split')
     test_split: str | None = option(
-        None, "split for the final figures; None looks for 'test', then 'validation'; a dataset without one is split "
+        None, "split for the final metrics; None looks for 'test', then 'validation'; a dataset without one is split "
         'by the script (--test-fraction)')
     val_split: str | None = option(None, 'split that may choose the best epoch')
     val_fraction: float = option(

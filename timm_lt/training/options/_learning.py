@@ -75,7 +75,7 @@ class ScheduleOptions(OptionGroup):
     epochs: int = option(100, 'epochs of training; 0 with --stage2 starts it on the given checkpoint',
                          within='[0, inf)')
     patience: int = option(
-        0, 'stop after so many epochs without a better validation figure (--eval-metric); 0: never',
+        0, 'stop after so many epochs without a better validation metric (--eval-metric); 0: never',
         within='[0, inf)')
     sched: str = option('cosine', "one of timm's schedules: cosine, tanh, step, multistep, poly, plateau, wsd, ...")
     sched_on_updates: bool = option(False, 'change the learning rate at each step')
@@ -103,7 +103,7 @@ class ScheduleOptions(OptionGroup):
     warmup_prefix: bool = option(False, 'count the warm-up apart from --epochs')
     cooldown_epochs: int = option(0, 'epochs at --min-lr after the schedule', within='[0, inf)')
     patience_epochs: int = option(
-        10, 'epochs without a better validation figure before plateau lowers the learning rate', within='[0, inf)')
+        10, 'epochs without a better validation metric before plateau lowers the learning rate', within='[0, inf)')
     decay_epochs: float = option(90, 'epochs between the steps of step; length of the decay of wsd', within='(0, inf)')
     decay_milestones: list[int] = option([160, 180], 'epochs of the steps of multistep', nargs='+', within='[0, inf)')
     decay_rate: float = option(
@@ -116,7 +116,7 @@ class PosthocOptions(OptionGroup):
     title: ClassVar[str] = 'post-hoc correction'
 
     posthoc: str | None = option(
-        None, "'rebalance', 'logit_adjust', 'tau_normalize' or 'temperature': kept beside the model, its figures are "
+        None, "'rebalance', 'logit_adjust', 'tau_normalize' or 'temperature': kept beside the model, its metrics are "
         'reported beside those without')
     posthoc_kwargs: dict[str, Any] = option(
         {}, 'tau=1.0 (absent: chosen on the validation part, else 1); rebalance also transductive=True')

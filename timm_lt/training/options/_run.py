@@ -1,4 +1,4 @@
-"""Options of the run: figures, precision, folders, the Hub, and the notes of a recipe."""
+"""Options of the run: metrics, precision, folders, the Hub, and the notes of a recipe."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,14 +8,14 @@ from ._option import OptionGroup, option
 
 @dataclass(frozen=True)
 class EvaluationOptions(OptionGroup):
-    """The reported figures."""
+    """The reported metrics."""
     title: ClassVar[str] = 'evaluation'
 
     split_rule: str = option(
         'auto', "many / medium / few: 'gt100_lt20', 'ge100_le20', 'thirds', 'MANY,FEW', or 'auto': gt100_lt20 where "
         'some class has fewer than 20 images, else thirds')
     eval_metric: str = option(
-        'top1', 'figure of the validation part that chooses the best epoch',
+        'top1', 'metric of the validation part that chooses the best epoch',
         choices=('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few'))
     tta: int = option(
         0, 'views of an image whose logits are averaged in evaluation: 2 adds its mirror image', choices=(0, 1, 2))
@@ -80,7 +80,7 @@ class RecipeNotes(OptionGroup):
     """Notes of a recipe about itself. Training ignores them; the model card shows them."""
     title: ClassVar[str] = 'notes of a recipe'
 
-    published: dict[str, Any] | None = option(None, 'published figure that the recipe aims at', file_only=True)
+    published: dict[str, Any] | None = option(None, 'published result that the recipe aims at', file_only=True)
     hub: dict[str, Any] | None = option(None, 'title, licence, tags and dataset of the model card', file_only=True)
 
 

@@ -1,4 +1,4 @@
-"""All open-set figures of one score on one test.
+"""All open-set metrics of one score on one test.
 
 Papers: Z. Liu et al., CVPR 2019 (F-measure); A. Dhamija et al., "Reducing Network Agnostophobia", NeurIPS 2018 (OSCR).
 Source: written from the papers.
@@ -36,7 +36,7 @@ def open_set_report(
         class_counts: Any = None,
         split_rule: str = 'gt100_lt20',
 ) -> dict[str, Any]:
-    """Open-set figures of one test, ready for JSON; F-measures are in [0, 1] as published, the others in percent.
+    """Open-set metrics of one test, ready for JSON; F-measures are in [0, 1] as published, the others in percent.
 
     Args:
         scores: Scores of the test images, (N,), from :func:`open_set_scores`.

@@ -29,17 +29,17 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
         reports: Results of :func:`timm_lt.evaluate.report` or :func:`timm_lt.evaluate.merge_seeds`.
         names: Name of each run.
     """
-    figures = ('top1', 'balanced_accuracy', *SPLIT_NAMES)
+    metrics = ('top1', 'balanced_accuracy', *SPLIT_NAMES)
     figure, (axes,) = new_figure(1, width=8.0, height=3.5)
     width = 0.8 / len(reports)
     for k, (result, name) in enumerate(zip(reports, names)):
         mean = result.get('mean', result)
-        x = np.arange(len(figures)) + (k - (len(reports) - 1) / 2) * width
-        y = [mean.get(f) for f in figures]
+        x = np.arange(len(metrics)) + (k - (len(reports) - 1) / 2) * width
+        y = [mean.get(f) for f in metrics]
         light = k % 2 == 1
         axes.bar(x, [v or 0 for v in y], 0.92 * width, color=RUN_COLORS[k % len(RUN_COLORS)], edgecolor='white',
                  hatch='////' if light else '', linewidth=0, label=legend_label(name))
-        for place, value, f in zip(x, y, figures):
+        for place, value, f in zip(x, y, metrics):
             if value is None:
                 axes.text(place, 1, 'absent', rotation=90, ha='center', va='bottom', color=GREY, style='italic')
                 continue
@@ -47,7 +47,7 @@ def split_bars(reports: Sequence[Mapping[str, Any]], names: Sequence[str]) -> An
             axes.plot([place] * 2, [low, high], color=INK, lw=1.1)
             if len(reports) <= (2 if is_narrow() else 5):
                 axes.text(place, high + 1.2, f'{value:.1f}', ha='center', va='bottom', fontsize=7.5)
-    axes.set_xticks(range(len(figures)), [f.replace('_accuracy', '').replace('top1', 'top-1') for f in figures])
+    axes.set_xticks(range(len(metrics)), [f.replace('_accuracy', '').replace('top1', 'top-1') for f in metrics])
     axes.set(ylabel='accuracy [%]', ylim=(0, 105), title='Accuracy by split')
     axes.grid(axis='x', visible=False)
     axes.tick_params(axis='x', length=0)

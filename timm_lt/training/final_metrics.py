@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from .._version import __version__
 from .data import DataParts
 from .options import Options
-from .results import FigureRules, StageResult
+from .results import MetricRules, StageResult
 
 
 def final_metrics(
-        rules: FigureRules, result: StageResult, data: DataParts, accelerator: Accelerator) -> dict[str, Any]:
-    """The figures of a stage for ``metrics.json``, and everything needed to read them.
+        rules: MetricRules, result: StageResult, data: DataParts, accelerator: Accelerator) -> dict[str, Any]:
+    """The metrics of a stage for ``metrics.json``, and everything needed to read them.
 
     Args:
-        rules: Rules of the figures.
+        rules: Rules of the metrics.
         result: Result of the stage.
         data: The parts.
         accelerator: Accelerate's object of the stage.
@@ -60,19 +60,19 @@ def method_facts(options: Options) -> dict[str, Any]:
 
 
 def metrics_of_both(
-        rules: FigureRules, first: dict[str, Any], result: StageResult, info: dict[str, Any]) -> dict[str, Any]:
-    """Content of ``metrics.json`` after two stages: the final figures, and those of each under its name.
+        rules: MetricRules, first: dict[str, Any], result: StageResult, info: dict[str, Any]) -> dict[str, Any]:
+    """Content of ``metrics.json`` after two stages: the final metrics, and those of each under its name.
 
-    ``protocol`` says what chose the final figures: the epoch of the second stage where it has epochs, its tau.
+    ``protocol`` says what chose the final metrics: the epoch of the second stage where it has epochs, its tau.
 
     Args:
-        rules: Rules of the figures.
+        rules: Rules of the metrics.
         first: Metrics of the first stage.
         result: Result of the second stage.
         info: Facts about the second stage.
     """
     chosen = ('reported_epoch', 'epoch_chosen_by')
-    figures = rules.report(result.logits, result.targets)
+    last = rules.report(result.logits, result.targets)
     seconds = first['wall_seconds'] + info['wall_seconds']
     images = sum(stage['wall_seconds'] * stage['images_per_second'] for stage in (first, info))
     protocol = dict(first['protocol'])
@@ -81,16 +81,16 @@ def metrics_of_both(
     if 'reported_epoch' in info:
         protocol['reported_stage'] = 2
     return {
-        **first, **figures, 'wall_seconds': round(seconds, 3),
+        **first, **last, 'wall_seconds': round(seconds, 3),
         'images_per_second': round(images / max(seconds, 1e-9), 2), 'protocol': protocol, 'stage1': stage1,
-        'stage2': {**figures, **info}}
+        'stage2': {**last, **info}}
 
 
 def summary_table(metrics: dict[str, Any], folder: Path) -> str:
     """The closing lines: top-1, balanced accuracy, splits, and where the outputs are."""
-    figures = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', 'ece')
-    names = [name.removesuffix('_accuracy') for name in figures]
-    cells = _cells(metrics, figures)
+    columns = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', 'ece')
+    names = [name.removesuffix('_accuracy') for name in columns]
+    cells = _cells(metrics, columns)
     widths = [max(len(n), len(c)) for n, c in zip(names, cells)]
     line = '  '.join
     protocol, stage1, stage2 = metrics['protocol'], metrics.get('stage1', {}), metrics.get('stage2')
@@ -99,7 +99,7 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         '',
         line(n.rjust(w) for n, w in zip(names, widths)),
         line(c.rjust(w) for c, w in zip(cells, widths)),
-        *([line(c.rjust(w) for c, w in zip(_cells(corrected, figures), widths)) + f'  {corrected["label"]}']
+        *([line(c.rjust(w) for c, w in zip(_cells(corrected, columns), widths)) + f'  {corrected["label"]}']
           if corrected else []),
         '',
         f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
@@ -114,7 +114,7 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
 
 
 def _choice(facts: dict[str, Any]) -> str:
-    """The epoch and the tau that figures are of, and what chose them, in words."""
+    """The epoch and the tau that metrics are of, and what chose them, in words."""
     text = 'no epoch was trained'
     if 'reported_epoch' in facts:
         stage = ' of the second stage' if facts.get('reported_stage') == 2 else ''
@@ -124,8 +124,8 @@ def _choice(facts: dict[str, Any]) -> str:
     return text
 
 
-def _cells(figures: dict[str, Any], names: Sequence[str]) -> list[str]:
-    return ['absent' if figures.get(n) is None else f'{figures[n]:.2f}' for n in names]
+def _cells(metrics: dict[str, Any], names: Sequence[str]) -> list[str]:
+    return ['absent' if metrics.get(n) is None else f'{metrics[n]:.2f}' for n in names]
 
 
 def _device_name(device: torch.device) -> str:

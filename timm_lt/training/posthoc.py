@@ -28,10 +28,10 @@ CHECKS = {
     'metric': partial(check_option, 'metric', options=METRICS),
     'transductive': partial(check_option, 'transductive', options=(True, False)),
 }
-FIGURES = ('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few', 'per_class', 'ece', 'posthoc', 'transductive')
+REPORTED = ('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few', 'per_class', 'ece', 'posthoc', 'transductive')
 
 
-def check_correction(options: PosthocOptions, validation: bool) -> None:
+def check_posthoc(options: PosthocOptions, validation: bool) -> None:
     """Raise a ConfigError for a correction that cannot be made, before anything is trained.
 
     Args:
@@ -53,7 +53,7 @@ def check_correction(options: PosthocOptions, validation: bool) -> None:
         raise ConfigError(f'--posthoc {name} is fitted on validation images: give --val-fraction or --val-split')
 
 
-def check_classifier(options: PosthocOptions, model: nn.Module) -> None:
+def check_posthoc_classifier(options: PosthocOptions, model: nn.Module) -> None:
     """Raise a ConfigError for a correction that has no meaning for the classifier, before anything is trained.
 
     Args:
@@ -67,17 +67,17 @@ def check_classifier(options: PosthocOptions, model: nn.Module) -> None:
             raise ConfigError(f'--posthoc {options.posthoc}: {e}') from e
 
 
-def correct(options: PosthocOptions, stage: Stage, result: StageResult, folder: RunFolder) -> dict[str, Any]:
+def apply_posthoc(options: PosthocOptions, stage: Stage, result: StageResult, folder: RunFolder) -> dict[str, Any]:
     """Fit the correction that ``--posthoc`` names, write ``posthoc.json`` and report the test images with it.
 
     Args:
         options: Name the correction.
-        stage: Gives logits of other images, and the rules of the figures.
+        stage: Gives logits of other images, and the rules of the metrics.
         result: The network with the classifier to correct, and its logits of the test images.
         folder: Takes the correction; the weights of the network lie there or in its ``hub/``.
 
     Returns:
-        An entry for ``metrics.json`` with the figures under ``corrected``. ``correction_left_out`` gives the reason in
+        An entry for ``metrics.json`` with the metrics under ``corrected``. ``correction_left_out`` gives the reason in
         one sentence where the classifier or its logits allow no correction.
     """
     data = stage.data
@@ -85,21 +85,21 @@ def correct(options: PosthocOptions, stage: Stage, result: StageResult, folder: 
         data.validation, 'the validation part')
     fitting = stage.evaluate(result.model, images)
     try:
-        correction = fit_correction(
+        fitted = fit_posthoc(
             options, result.model, data.distribution.counts, *fitting, choose=data.validation is not None)
-        figures = stage.rules.report(result.logits, result.targets, posthoc=correction, bootstrap=0)
+        metrics = stage.rules.report(result.logits, result.targets, posthoc=fitted, bootstrap=0)
     except (TypeError, ValueError) as e:  # the training is over: its results count more than the correction
-        folder.write_correction(None)
+        folder.write_posthoc(None)
         reason = f'--posthoc {options.posthoc}: {e}'
         if stage.accelerator.is_main_process:
             _logger.warning('no correction is kept in %s: %s', folder.path, reason)
         return {'correction_left_out': reason}
-    folder.write_correction(correction)
-    fitted_on = 'the test images themselves' if correction.transductive else fitted_on
-    return {'corrected': {'label': correction.label, 'fitted_on': fitted_on, **{k: figures[k] for k in FIGURES}}}
+    folder.write_posthoc(fitted)
+    fitted_on = 'the test images themselves' if fitted.transductive else fitted_on
+    return {'corrected': {'label': fitted.label, 'fitted_on': fitted_on, **{k: metrics[k] for k in REPORTED}}}
 
 
-def fit_correction(
+def fit_posthoc(
         options: PosthocOptions,
         model: nn.Module,
         class_counts: Tensor,
@@ -129,5 +129,5 @@ def fit_correction(
     choose = choose and 'tau' not in kwargs
     if not choose:
         kwargs['taus'] = (kwargs.pop('tau', 1.0),)
-    correction = choose_tau(options.posthoc, logits, targets, class_counts=class_counts, classifier=model, **kwargs)
-    return correction if choose else replace(correction, metric=None, score=None)
+    fitted = choose_tau(options.posthoc, logits, targets, class_counts=class_counts, classifier=model, **kwargs)
+    return fitted if choose else replace(fitted, metric=None, score=None)
