@@ -72,6 +72,7 @@ LEVELS = {
     'cutout': ('', '8', '8 --cutout-fill black'),
     'reprob': ('', '0.5 --remode const'),
     'mixup': ('', '0.8', '0.2 --cutmix 1.0 --mixup-mode elem', '0.8 --mixup-off-epoch 1'),
+    'mix': ('', 'remix', 'cmo --mix-kwargs start_epoch=0 prob=1.0', 'balanced_mixup', 'unimix'),
     'sched_on_updates': ('', True),
     'warmup_epochs': ('', '0'),
     'split_rule': ('', 'thirds', '30,8'),

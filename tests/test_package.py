@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import timm_lt
-from timm_lt._registry import FINETUNING, LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
+from timm_lt._registry import FINETUNING, LOSSES, MIXINGS, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'timm_lt'
@@ -148,6 +148,6 @@ def test_names_for_type_checkers_exist():
 
 
 @pytest.mark.parametrize(
-    'registry', [LOSSES, SAMPLERS, OPTIMIZERS, SECOND_STAGES, POSTHOC, FINETUNING], ids=lambda r: r.kind)
+    'registry', [LOSSES, SAMPLERS, MIXINGS, OPTIMIZERS, SECOND_STAGES, POSTHOC, FINETUNING], ids=lambda r: r.kind)
 def test_every_method_names_its_paper(registry):
     assert all(info.description and info.paper for info in registry.infos())

@@ -120,6 +120,7 @@ SECOND_STAGES = Registry('second stage')
 READERS = Registry('dataset')
 POSTHOC = Registry('post-hoc correction')
 FINETUNING = Registry('fine-tuning method')
+MIXINGS = Registry('mixing')
 
 register_loss = LOSSES.register
 register_sampler = SAMPLERS.register
@@ -128,6 +129,7 @@ register_second_stage = SECOND_STAGES.register
 register_reader = READERS.register
 register_posthoc = POSTHOC.register
 register_finetuning = FINETUNING.register
+register_mixing = MIXINGS.register
 
 if not TYPE_CHECKING:
     __getattr__ = renamed(__name__, register_stage2='register_second_stage', STAGE2='SECOND_STAGES')

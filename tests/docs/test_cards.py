@@ -9,7 +9,7 @@ from paths import ROOT
 
 import timm_lt
 from timm_lt import posthoc
-from timm_lt._registry import LOSSES, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES, _constructor_parameters
+from timm_lt._registry import LOSSES, MIXINGS, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES, _constructor_parameters
 from timm_lt.evaluate.cli import build_parser as evaluation_parser
 from timm_lt.gkp import GKP
 from timm_lt.losses import DeferredReweighting
@@ -18,8 +18,8 @@ from timm_lt.samplers import LongTailSampler
 from timm_lt.training.options import build_parser
 
 METHODS = ROOT / 'docs' / 'methods'
-FOLDERS = {'losses': LOSSES, 'samplers': SAMPLERS, 'optimizers': OPTIMIZERS, 'second_stages': SECOND_STAGES,
-           'corrections': POSTHOC}
+FOLDERS = {'losses': LOSSES, 'samplers': SAMPLERS, 'mixing': MIXINGS, 'optimizers': OPTIMIZERS,
+           'second_stages': SECOND_STAGES, 'corrections': POSTHOC}
 HEADINGS = ['Idea', 'Equation', 'When to use it', 'Settings', 'Cost', 'Measured here', 'Paper and released code',
             'Citation']
 # cards of what no registry holds
@@ -36,6 +36,7 @@ def parameters(function):
 SHARED = {
     'losses': {'class_counts', 'reduction', 'class_weight', 'criterion'},
     'samplers': set(parameters(LongTailSampler)),
+    'mixing': {'class_counts'},
     'optimizers': {*parameters(SharpnessAware), 'class_counts', 'tail_weight', 'loader', 'splits'},
     'second_stages': {'class_counts'},
     'corrections': {'logits', 'class_counts', 'classifier'},

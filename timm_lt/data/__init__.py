@@ -9,6 +9,7 @@ from .image_files import ImageFiles
 from .list_file import ListFileDataset
 from .loaders import MemoryLoader, SeededImages, WorkerLoader, create_eval_loader, create_train_loader
 from .memory import ImagesDoNotFit, InMemoryImages, keep_in_memory
+from .mixing import BatchMixing, PairedLoader, create_mixing, list_mixings
 from .pixels import convert_image, open_image
 from .readers import DatasetReader, DigitsReader, FolderReader, HubReader, ListReader, StreamReader, TorchvisionReader
 from .reading import ImageReadError, read_image, read_sample
@@ -19,12 +20,12 @@ from .transforms import Augmentation, MultiView, contrastive_views, eval_transfo
 from .unreadable import drop_unreadable, find_unreadable
 
 __all__ = [
-    'Augmentation', 'Batch', 'BatchAugment', 'DatasetReader', 'Digits', 'DigitsReader', 'EpochBatches', 'EvalBatches',
-    'FolderReader', 'Found', 'HubReader', 'ImageFiles', 'ImageReadError', 'ImageSubset', 'ImagesDoNotFit',
-    'InMemoryImages', 'LeftOut', 'ListFileDataset', 'ListReader', 'MemoryLoader', 'MultiView', 'SeededImages',
-    'StreamReader', 'TorchvisionReader', 'WorkerLoader', 'contrastive_views', 'convert_image', 'create_dataset',
-    'create_eval_loader', 'create_reader', 'create_train_loader', 'drop_unreadable', 'eval_transform', 'find_split',
-    'find_unreadable', 'get_class_names', 'get_targets', 'keep_in_memory', 'long_tailed_counts', 'long_tailed_subset',
-    'numbers_its_own_classes', 'open_image', 'read_image', 'read_sample', 'split_indices', 'split_validation',
-    'three_views', 'with_sampler',
+    'Augmentation', 'Batch', 'BatchAugment', 'BatchMixing', 'DatasetReader', 'Digits', 'DigitsReader', 'EpochBatches',
+    'EvalBatches', 'FolderReader', 'Found', 'HubReader', 'ImageFiles', 'ImageReadError', 'ImageSubset',
+    'ImagesDoNotFit', 'InMemoryImages', 'LeftOut', 'ListFileDataset', 'ListReader', 'MemoryLoader', 'MultiView',
+    'PairedLoader', 'SeededImages', 'StreamReader', 'TorchvisionReader', 'WorkerLoader', 'contrastive_views',
+    'convert_image', 'create_dataset', 'create_eval_loader', 'create_mixing', 'create_reader', 'create_train_loader',
+    'drop_unreadable', 'eval_transform', 'find_split', 'find_unreadable', 'get_class_names', 'get_targets',
+    'keep_in_memory', 'list_mixings', 'long_tailed_counts', 'long_tailed_subset', 'numbers_its_own_classes',
+    'open_image', 'read_image', 'read_sample', 'split_indices', 'split_validation', 'three_views', 'with_sampler',
 ]

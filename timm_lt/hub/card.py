@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .._registry import LOSSES, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
+from .._registry import LOSSES, MIXINGS, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
 from .._text import printable
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
@@ -91,7 +91,8 @@ def write_card(
 def citations(recipe: dict[str, Any]) -> list[str]:
     """The papers of the methods that a recipe names."""
     cited: list[str] = []
-    for option, registry in (('loss', LOSSES), ('sampler', SAMPLERS), ('opt', OPTIMIZERS), ('stage2', SECOND_STAGES)):
+    registries = {'loss': LOSSES, 'sampler': SAMPLERS, 'mix': MIXINGS, 'opt': OPTIMIZERS, 'stage2': SECOND_STAGES}
+    for option, registry in registries.items():
         name = recipe.get(option)
         if name and name in registry:
             info = registry.info(name)
@@ -131,6 +132,7 @@ def _methods_line(recipe: dict[str, Any]) -> str:
     names = [recipe.get('loss'), recipe.get('opt')]
     if recipe.get('sampler') not in (None, 'instance_balanced'):
         names.append(recipe['sampler'])
+    names.append(recipe.get('mix'))
     if recipe.get('stage2') not in (None, '', 'none'):
         names.append(recipe['stage2'])
     names += _further_methods(recipe)

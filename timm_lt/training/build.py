@@ -19,6 +19,7 @@ from .._classifier import find_classifier, kind_of_classifier
 from .._registry import LOSSES, OPTIMIZERS, MethodInfo, call_factory
 from .._timm_hooks import list_networks
 from ..class_distribution import ClassDistribution
+from ..data import BatchMixing, create_mixing
 from ..losses import create_loss
 from ..losses.drw import DeferredReweighting
 from ..models.cosine_classifier import use_cosine_classifier
@@ -176,9 +177,19 @@ class LabelSmoothing:
         return input, mixup_target(label, self.num_classes, lam=1.0, smoothing=self.smoothing)
 
 
-def build_mixing(options: AugmentationOptions, loss: LossOptions, num_classes: int) -> Mixup | LabelSmoothing | None:
-    """A function of (input, label) that gives mixed inputs and soft targets, or None."""
-    if options.mixes:
+def build_mixing(
+        options: AugmentationOptions, loss: LossOptions, distribution: ClassDistribution,
+) -> BatchMixing | Mixup | LabelSmoothing | None:
+    """A function of a batch that gives mixed inputs and soft targets, or None."""
+    num_classes = distribution.num_classes
+    if options.mix:
+        try:
+            mixing = create_mixing(options.mix, distribution.counts, **options.mix_kwargs)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f'--mix-kwargs: {e}') from e
+        mixing.smoothing = loss.smoothing
+        return mixing
+    if options.mixup_or_cutmix:
         return Mixup(
             mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, cutmix_minmax=options.cutmix_minmax,
             prob=options.mixup_prob, switch_prob=options.mixup_switch_prob, mode=options.mixup_mode,

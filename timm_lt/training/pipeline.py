@@ -1,6 +1,6 @@
 """Images to batches: sampler, augmentation and loaders of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from ..samplers import create_sampler
 from .data import DataParts
 from .errors import ConfigError, one_line
 from .options import AugmentationOptions, DataOptions, GKPOptions
+
+PARTNER_SEED = 2 ** 20  # between the seeds of both loaders of a mixing
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class InputPipeline:
         except (AssertionError, TypeError, ValueError) as e:  # timm asserts what --aa says
             which = f' (--aa {aa})' if isinstance(e, AssertionError) and aa else ''
             raise ConfigError(f'sampler {self.data.sampler!r} or augmentation{which}: {one_line(e)}') from e
+
+    def partners(self, images: Any, sampler: str, epochs: int) -> Any:
+        """Loader with as many images as :meth:`training`, in the order of another sampler, augmented by other draws.
+
+        Args:
+            images: Training images.
+            sampler: Name of the sampler.
+            epochs: Epochs of the stage, for samplers that change over them.
+        """
+        draws = self.sampler(images.targets, epochs).num_samples
+        data = replace(self.data, sampler=sampler, sampler_kwargs={'num_samples': draws})
+        return replace(self, data=data, seed=self.seed + PARTNER_SEED).training(images, epochs)
 
     def sampler(self, targets: Tensor, epochs: int) -> Any:
         """The order of the images of an epoch, over all processes."""

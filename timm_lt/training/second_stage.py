@@ -124,8 +124,8 @@ def stage_options(options: Options, method: SecondStageMethod) -> Options:
         lr=method.lr if given.stage2_lr is None else given.stage2_lr,
         loss=given.stage2_loss or method.loss, loss_kwargs={}, smoothing=0.0,
         sampler=given.stage2_sampler or method.sampler, sampler_kwargs={}, aug_repeats=0,
-        patience=0, mixup=0.0, cutmix=0.0, cutmix_minmax=None, sched='cosine', warmup_epochs=0, cooldown_epochs=0,
-        lr_noise=None, lr_cycle_limit=1, lr_k_decay=1.0)
+        patience=0, mix=None, mix_kwargs={}, mixup=0.0, cutmix=0.0, cutmix_minmax=None, sched='cosine',
+        warmup_epochs=0, cooldown_epochs=0, lr_noise=None, lr_cycle_limit=1, lr_k_decay=1.0)
 
 
 def run_second_stage(stage: Stage, model: nn.Module) -> SecondStageResult:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._registry import LOSSES
 from .._unwrap import finished_model
+from ..data import PairedLoader
 from ..optim import find_sharpness_aware
 from . import build
 from .checkpoint import load_checkpoint
@@ -74,9 +75,12 @@ class Stage:
         options, accelerator = self.options, self.accelerator
         distribution = self.data.distribution
         criterion = build.build_loss(options.loss, distribution, options.augmentation.mixes).to(accelerator.device)
+        mix, loader = build.build_mixing(options.augmentation, options.loss, distribution), objective.loader(self)
+        if (sampler := getattr(mix, 'partners', None)) is not None:
+            loader = PairedLoader(
+                loader, self.pipeline.partners(self.data.train, sampler, options.schedule.epochs))
         windows = Windows(
-            objective.loader(self), grad_accum_steps=options.optimizer.grad_accum_steps,
-            mix=build.build_mixing(options.augmentation, options.loss, distribution.num_classes),
+            loader, grad_accum_steps=options.optimizer.grad_accum_steps, mix=mix,
             mixup_off_epoch=options.augmentation.mixup_off_epoch, seed=options.run.seed,
             rank=accelerator.process_index)
         learner, epochs = objective.learner(self, criterion, windows.updates_per_epoch)

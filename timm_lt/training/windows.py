@@ -26,9 +26,10 @@ class Windows:
     """The windows of an epoch; the last of an epoch may be shorter.
 
     Args:
-        loader: Iterates (input, labels) on the device; ``set_epoch(epoch, start_step)``, ``len()`` in micro-batches.
+        loader: Iterates (input, labels), or (input, labels, *partners of ``mix``), on the device;
+            ``set_epoch(epoch, start_step)``, ``len()`` in micro-batches.
         grad_accum_steps: Micro-batches of a window, >= 1.
-        mix: A function of (input, label) that gives mixed inputs and soft targets, e.g. timm's ``Mixup``; None: none.
+        mix: A function of a batch that gives mixed inputs and soft targets, e.g. timm's ``Mixup``; None: none.
         mixup_off_epoch: Epoch from which on Mixup is off; 0: never.
         seed: Seed of the mixing, with epoch, step and ``rank``.
         rank: This process.
@@ -39,7 +40,7 @@ class Windows:
             loader: Any,
             *,
             grad_accum_steps: int = 1,
-            mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+            mix: Callable[..., tuple[Tensor, Tensor]] | None = None,
             mixup_off_epoch: int = 0,
             seed: int = 0,
             rank: int = 0,
@@ -66,16 +67,18 @@ class Windows:
         self.loader.set_epoch(epoch, step)
         if self.mixup_off_epoch and hasattr(self.mix, 'mixup_enabled'):
             self.mix.mixup_enabled = epoch < self.mixup_off_epoch
+        if hasattr(self.mix, 'set_epoch'):
+            self.mix.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Window]:
         window, step = Window([], [], []), self._step
-        for input, label in self.loader:
+        for input, label, *partners in self.loader:
             target = label
             if self.mix is not None:
                 if isinstance(self.mix, Mixup) and len(label) % 2:  # it pairs images; only a short epoch is odd
                     input, label = input[:-1], label[:-1]
                 with numpy_seed(self.seed, self._epoch, step, self.rank):
-                    input, target = self.mix(input, label)
+                    input, target = self.mix(input, label, *partners)
             for column, value in zip(window, (input, target, label)):
                 column.append(value)
             step += 1

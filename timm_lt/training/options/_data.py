@@ -86,6 +86,9 @@ class AugmentationOptions(OptionGroup):
     remode: str = option(
         'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
     aug_repeats: int = option(0, 'augment an image so many times in an epoch; 0 and 1: once', within='[0, inf)')
+    mix: str | None = option(
+        None, 'mixing that favours rare classes, see timm_lt.data.list_mixings(); in place of --mixup and --cutmix')
+    mix_kwargs: dict[str, Any] = option({}, 'arguments of the mixing')
     mixup: float = option(0.0, 'alpha of Mixup; 0: off', within='[0, inf)')
     cutmix: float = option(0.0, 'alpha of CutMix; 0: off', within='[0, inf)')
     cutmix_minmax: list[float] | None = option(
@@ -97,5 +100,10 @@ class AugmentationOptions(OptionGroup):
 
     @property
     def mixes(self) -> bool:
-        """Mixup or CutMix is on."""
+        """Images are mixed, so that targets are soft."""
+        return bool(self.mix) or self.mixup_or_cutmix
+
+    @property
+    def mixup_or_cutmix(self) -> bool:
+        """timm's Mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None

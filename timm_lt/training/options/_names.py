@@ -8,6 +8,7 @@ import torch
 from ..._registry import LOSSES
 from ..._timm_hooks import optimizer_names
 from ..._validate import nearest_names
+from ...data import list_mixings
 from ...losses._factory import TIMM_LOSS_NAMES
 from ...samplers import list_samplers
 from ...two_stage import list_second_stages
@@ -24,7 +25,7 @@ def _losses() -> list[str]:
 # option, what it names, the names; optimizers are looked up apart, because wrappers are part of their names
 NAMES: tuple[tuple[str, str, Callable[[], Iterable[str]]], ...] = (
     ('loss', 'loss', _losses), ('stage2_loss', 'loss', _losses),
-    ('sched', 'schedule', lambda: SCHEDULES),
+    ('sched', 'schedule', lambda: SCHEDULES), ('mix', 'mixing', list_mixings),
     ('sampler', 'sampler', list_samplers), ('stage2_sampler', 'sampler', list_samplers),
     ('stage2', 'second stage', list_second_stages),
 )
@@ -63,5 +64,5 @@ def _check_soft_targets(options: Options) -> None:
     soft = options.augmentation.mixes or options.loss.smoothing > 0
     if soft and loss in LOSSES and not LOSSES.info(loss).soft_targets:
         raise ConfigError(
-            f'loss {loss!r} does not support soft targets, which --mixup, --cutmix and --smoothing make; '
+            f'loss {loss!r} does not support soft targets, which --mix, --mixup, --cutmix and --smoothing make; '
             f'switch them off or use one of {[n for n in LOSSES.names() if LOSSES.info(n).soft_targets]}')
