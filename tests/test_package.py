@@ -59,7 +59,8 @@ ARROWS = {
     'training': {
         'data', 'evaluate', 'finetune', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
     'predict': {'data', 'hub'},
-    'cli': {'evaluate', 'hub', 'predict', 'training'},
+    'export': {'data', 'hub', 'posthoc', 'predict'},
+    'cli': {'evaluate', 'export', 'hub', 'predict', 'training'},
 }
 ARROWS_OF_EVALUATE = {
     'metrics': set(), 'landscape': set(), 'reports': {'metrics'}, 'cli': {'metrics', 'landscape', 'reports'}}

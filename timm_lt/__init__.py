@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import cli as cli
     from . import data as data
     from . import evaluate as evaluate
+    from . import export as export
     from . import finetune as finetune
     from . import gkp as gkp
     from . import hub as hub
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from . import two_stage as two_stage
     from .data import long_tailed_subset as long_tailed_subset
 
-_LAZY_MODULES = ('cli', 'data', 'evaluate', 'finetune', 'gkp', 'hub', 'posthoc', 'predict', 'training', 'two_stage')
+_LAZY_MODULES = (
+    'cli', 'data', 'evaluate', 'export', 'finetune', 'gkp', 'hub', 'posthoc', 'predict', 'training', 'two_stage')
 _LAZY_NAMES = {'long_tailed_subset': 'data'}
 
 __all__ = [
-    'ClassDistribution', '__version__', 'cli', 'create_loss', 'create_sampler', 'data', 'evaluate', 'finetune', 'gkp',
-    'hub', 'list_losses', 'list_networks', 'list_optimizers', 'list_samplers', 'long_tailed_subset', 'losses',
-    'models', 'optim', 'posthoc', 'predict', 'register', 'samplers', 'training', 'two_stage', 'unregister',
+    'ClassDistribution', '__version__', 'cli', 'create_loss', 'create_sampler', 'data', 'evaluate', 'export',
+    'finetune', 'gkp', 'hub', 'list_losses', 'list_networks', 'list_optimizers', 'list_samplers', 'long_tailed_subset',
+    'losses', 'models', 'optim', 'posthoc', 'predict', 'register', 'samplers', 'training', 'two_stage', 'unregister',
 ]
 
 

@@ -45,6 +45,7 @@ COMMANDS = (
     Command('evaluate', 'report of a run, a checkpoint or a file of predictions', 'evaluate'),
     Command('compare', 'compare runs; the first is the baseline', 'compare'),
     Command('predict', 'label images: file, folder, list or data set', 'predict'),
+    Command('export', 'network, correction and class names as ONNX, torch.export or TorchScript', 'export'),
     Command('hub', 'upload, download and list checkpoints', 'hub'),
     Command('list', 'names of losses, samplers, optimizers, recipes, ...', 'listing'),
     Command('completion', 'completion script of a shell', 'completion'),

@@ -38,7 +38,9 @@ class PostHocMethod(ABC):
 
 def at_least_float32(name: str, values: Tensor) -> Tensor:
     """``values`` in float32 (float64 stays); a ValueError unless it is a tensor (B, C) or (C,)."""
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim not in (1, 2) or not len(values):
+    # shape[0], because len() of a tensor fixes the batch size of an exported graph
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim not in (1, 2) or (
+            values.shape[0] == 0):
         raise ValueError(f'{name} must be a floating-point tensor (B, C) or (C,), not empty, got {values!r:.80}')
     return values if values.dtype == torch.float64 else values.float()
 

@@ -6,13 +6,14 @@ Source: written from the paper.
 Differs from the paper / official code: no.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from .._registry import register_posthoc
 from .._validate import check_class_counts, check_range
-from ._base import PostHocMethod, at_least_float32
+from ._base import PostHocMethod, at_least_float32, tensor_like
 
 __all__ = ['logit_adjust']
 
@@ -48,4 +49,9 @@ class LogitAdjustment(PostHocMethod):
         return {'class_counts': check_class_counts(class_counts, logits.shape[-1], who='choose_tau')}
 
     def apply(self, fitted: Any, logits: Tensor) -> Tensor:
-        return logit_adjust(logits, fitted.class_counts, fitted.tau)
+        counts, logits = fitted.class_counts, at_least_float32('logits', logits)
+        # plain numbers, because torch.export cannot follow checks of tensor values
+        if len(counts) != logits.shape[-1] or min(counts) < 1:
+            check_class_counts(counts, logits.shape[-1], who='logit_adjust')  # raises
+        log_prior = tensor_like([math.log(count / sum(counts)) for count in counts], logits)
+        return logits - fitted.tau * log_prior
