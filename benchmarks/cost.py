@@ -265,7 +265,7 @@ def second_stages(bench: Bench) -> Iterator[Row]:
     x, y = bench.batch(128, 32, torch.randint(100, (128,)))
     criterion = nn.CrossEntropyLoss()
     steps = {}
-    for name in ('crt', 'lws', 'mislas', 'disalign', 'ccsam'):
+    for name in ('crt', 'lws', 'mislas', 'h2t', 'los', 'weight_balancing', 'disalign', 'ccsam'):
         model = network('resnet32_cifar', 100, bench.device)
         method = create_second_stage(name, counts)
         method.prepare(model)

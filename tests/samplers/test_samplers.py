@@ -44,19 +44,21 @@ def expected_shares(name, counts, epoch):
         'effective_number': lambda c: n[c] / ((1 - 0.9999 ** n[c]) / (1 - 0.9999)),
         'repeat_factor': lambda c: n[c] * max(1.0, math.sqrt(0.2 * total / n[c])),
         'reverse': lambda c: max(n) / n[c],
+        'power': lambda c: n[c] ** 0.3,
+        'm_per_class': lambda c: 1 / classes,
     }[name]
     values = [weights(c) for c in range(classes)]
     return [v / sum(values) for v in values]
 
 
 def options(name):
-    return {'threshold': 0.2} if name == 'repeat_factor' else {}
+    return {'repeat_factor': {'threshold': 0.2}, 'power': {'q': 0.3}, 'm_per_class': {'m': 1}}.get(name, {})
 
 
-def test_the_seven_samplers_are_listed():
+def test_all_samplers_are_listed():
     assert set(NAMES) == {
-        'class_balanced', 'effective_number', 'instance_balanced', 'progressive', 'repeat_factor', 'reverse',
-        'square_root'}
+        'class_balanced', 'effective_number', 'instance_balanced', 'm_per_class', 'power', 'progressive',
+        'repeat_factor', 'reverse', 'square_root'}
 
 
 @pytest.mark.parametrize('epoch', [0, 3])
@@ -127,6 +129,27 @@ def test_class_balanced_has_every_class_once_in_each_run_of_c_draws():
     for i in range(0, len(classes) - 5, 5):
         assert sorted(classes[i:i + 5].tolist()) == [0, 1, 2, 3, 4]
     assert len(set(tuple(classes[i:i + 5].tolist()) for i in range(0, 70, 5))) > 1
+
+
+def test_m_per_class_has_m_images_of_each_class_of_a_batch():
+    targets = make_targets()
+    sampler = make('m_per_class', targets, m=3)
+    order = sampler.order(1)
+    assert len(order) == 69 == 71 // 3 * 3
+    runs = targets[order].view(-1, 3)
+    assert bool((runs == runs[:, :1]).all())
+    for i in range(0, 20, 5):
+        assert sorted(runs[i:i + 5, 0].tolist()) == [0, 1, 2, 3, 4]
+    rows = order.view(-1, 3)[runs[:, 0] == 0]
+    assert len(set(rows.flatten().tolist())) == rows.numel(), 'a large class repeats no image'
+    assert len(make('m_per_class', targets, m=100)) == 100
+
+
+def test_power_reaches_from_balance_to_shuffling():
+    shares = {q: make('power', q=q).class_shares(0).tolist() for q in (0, 0.5, 1)}
+    assert shares[0] == [0.2] * 5
+    assert shares[0.5] == make('square_root').class_shares(0).tolist()
+    assert shares[1] == pytest.approx([n / 71 for n in COUNTS])
 
 
 def test_progressive_goes_from_shuffling_to_balance():

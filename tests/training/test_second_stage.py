@@ -55,7 +55,8 @@ def first_stage(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name, options', [
-    ('crt', []), ('lws', ['--no-aug']), ('mislas', ['--val-fraction', '0.2']), ('disalign', []), ('ncm', []),
+    ('crt', []), ('weight_balancing', []), ('h2t', []),
+    ('lws', ['--no-aug']), ('mislas', ['--val-fraction', '0.2']), ('disalign', []), ('ncm', []),
     ('ccsam', ['--stage2-kwargs', 'variant=released']), ('tau_norm', ['--val-fraction', '0.2']),
 ])
 def test_every_method_runs_on_a_given_checkpoint(tmp_path, first_stage, name, options, capsys):
@@ -88,7 +89,7 @@ def test_every_method_runs_on_a_given_checkpoint(tmp_path, first_stage, name, op
     assert plain.keys() == start.keys() == model.state_dict().keys()
     moved = {k for k in plain if not torch.equal(plain[k], start[k])}
     head = {'fc.weight', 'fc.bias'}
-    if name == 'mislas':
+    if name in ('mislas', 'h2t'):
         assert moved > head and all('running' in k or 'tracked' in k for k in moved - head)
     elif name == 'disalign':
         assert moved == set()

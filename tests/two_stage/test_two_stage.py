@@ -46,6 +46,7 @@ def train(model, method, steps=3):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        method.project()
     return loss
 
 
@@ -53,11 +54,11 @@ def backbone_state(model):
     return {k: v.clone() for k, v in model.state_dict().items() if not k.startswith(('fc', 'classifier', 'head'))}
 
 
-TRAINED = ['ccsam', 'crt', 'disalign', 'lws', 'mislas']
+TRAINED = ['ccsam', 'crt', 'disalign', 'h2t', 'los', 'lws', 'mislas', 'weight_balancing']
 
 
 def test_every_second_stage_is_listed():
-    assert list_second_stages() == ['ccsam', 'crt', 'disalign', 'lws', 'mislas', 'ncm', 'tau_norm']
+    assert list_second_stages() == sorted([*TRAINED, 'ncm', 'tau_norm'])
     with pytest.raises(ValueError, match='mislas'):
         create_second_stage('mislass', COUNTS)
     with pytest.raises(TypeError, match='rho'):
@@ -77,7 +78,7 @@ def test_training_leaves_the_backbone_bit_equal(name):
     assert any(not torch.equal(a, b) for a, b in zip(head_before, method.trained_parameters()))
     after = model.state_dict()
     moved = [k for k in before if not torch.equal(before[k], after[k])]
-    if name == 'mislas':
+    if name in ('mislas', 'h2t'):
         assert moved and all(k.endswith(('running_mean', 'running_var', 'num_batches_tracked')) for k in moved)
     else:
         assert moved == []
@@ -104,12 +105,68 @@ def test_finished_model_gives_the_logits_of_the_head(name):
 
 
 def test_crt_starts_from_a_new_classifier_and_lws_from_the_old_one():
-    for name, same in (('crt', False), ('lws', True), ('mislas', True), ('disalign', True), ('ccsam', True)):
+    for name, same in (('crt', False), ('lws', True), ('mislas', True), ('disalign', True), ('ccsam', True),
+                       ('h2t', True), ('los', False), ('weight_balancing', True)):
         model = make_model().eval()
         expected = model(images())
         create_second_stage(name, COUNTS).prepare(model)
         model.eval()
         assert torch.allclose(model(images()), expected, atol=1e-6) == same, name
+
+
+@pytest.mark.parametrize('rho', [0.0, 0.5])
+def test_h2t_takes_channels_from_images_as_frequent_as_in_training(rho):
+    method = create_second_stage('h2t', COUNTS, rho=rho)
+    target = torch.arange(4000) % 4  # a class-balanced batch
+    features = torch.arange(4000.0)[:, None].repeat(1, 10)
+    torch.manual_seed(0)
+    fused = method.fuse(features, target)
+    replaced = (fused != features).any(0)
+    assert int(replaced.sum()) == 10 * rho
+    if rho:
+        donors = fused[:, replaced]
+        assert bool((donors == donors[:, :1]).all()), 'one image gives all channels'
+        drawn = torch.bincount(target[donors[:, 0].long()], minlength=4) / 4000
+        torch.testing.assert_close(drawn, torch.tensor(COUNTS) / sum(COUNTS), rtol=0, atol=0.03)
+    head = nn.Linear(10, 4)
+    method.use_head(head)
+    torch.manual_seed(0)
+    loss = method(features, target, nn.CrossEntropyLoss(), 1.0)
+    torch.testing.assert_close(loss, F.cross_entropy(head(fused), target))
+
+
+def test_los_is_cross_entropy_with_strong_smoothing_and_no_weight_decay():
+    model = make_model()
+    method = create_second_stage('los', COUNTS, smoothing=0.9)
+    method.prepare(model)
+    x, y = torch.randn(6, 64), torch.tensor([0, 0, 1, 2, 3, 3])
+    expected = F.cross_entropy(method.head(x), y, label_smoothing=0.9)
+    torch.testing.assert_close(method(x, y, nn.CrossEntropyLoss(), 1.0), expected)
+    assert float(method.normalizer(y, nn.CrossEntropyLoss())) == 6
+    assert [group['weight_decay'] for group in method.param_groups()] == [0.0]
+
+
+@pytest.mark.parametrize('max_norm', [0.25, None])
+def test_weight_balancing_keeps_class_vectors_inside_the_ball(max_norm):
+    model = make_model()
+    with torch.no_grad():
+        model.fc.weight.mul_(torch.tensor([[4.0], [3.0], [2.0], [1.0]]) / model.fc.weight.norm(dim=1, keepdim=True))
+    method = create_second_stage('weight_balancing', COUNTS, max_norm=max_norm, weight_decay=0.3)
+    method.prepare(model)
+    before = model.fc.weight.detach().clone()
+    method.project()
+    norms = [1.75, 1.75, 1.75, 1.0] if max_norm else [4.0, 3.0, 2.0, 1.0]
+    torch.testing.assert_close(model.fc.weight.norm(dim=1), torch.tensor(norms))
+    torch.testing.assert_close(F.cosine_similarity(model.fc.weight, before), torch.ones(4))
+    assert [group['weight_decay'] for group in method.param_groups()] == [0.3]
+    if max_norm:
+        train(model, method, steps=5)
+        assert model.fc.weight.detach().norm(dim=1).max() < 1.7501
+
+
+def test_weight_balancing_refuses_cosines():
+    with pytest.raises(ValueError, match='linear classifier'):
+        create_second_stage('weight_balancing', COUNTS).prepare(make_model(cosine=True))
 
 
 def test_lws_learns_scales_only():

@@ -10,6 +10,8 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .class_balanced import ClassBalancedSampler as ClassBalancedSampler
     from .effective_number import EffectiveNumberSampler as EffectiveNumberSampler
     from .instance_balanced import InstanceBalancedSampler as InstanceBalancedSampler
+    from .m_per_class import MPerClassSampler as MPerClassSampler
+    from .power import PowerSampler as PowerSampler
     from .progressive import ProgressiveSampler as ProgressiveSampler
     from .repeat_factor import RepeatFactorSampler as RepeatFactorSampler
     from .reverse import ReverseSampler as ReverseSampler

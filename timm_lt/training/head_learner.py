@@ -134,5 +134,6 @@ class HeadLearner(Learner):
             dispatch_clip_grad(method.trained_parameters(), value=self.clip_grad, mode=self.clip_mode)
         self.optimizer.step()
         skipped = bool(getattr(self.optimizer, 'step_was_skipped', False))
+        method.project()
         self.optimizer.zero_grad()
         return StepResult(total, skipped), outputs

@@ -11,10 +11,13 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .ccsam import CCSAMSecondStage as CCSAMSecondStage
     from .crt import ClassifierRetraining as ClassifierRetraining
     from .disalign import DisAlign as DisAlign
+    from .h2t import HeadToTail as HeadToTail
+    from .los import LabelOverSmoothing as LabelOverSmoothing
     from .lws import LearnableWeightScaling as LearnableWeightScaling
     from .mislas import MiSLAS as MiSLAS
     from .ncm import NearestClassMean as NearestClassMean
     from .tau_norm import TauNormalization as TauNormalization
+    from .weight_balancing import WeightBalancing as WeightBalancing
 
 __all__ = [
     'ScaledClassifier', 'SecondStageMethod', 'batchnorm_layers', 'classifier_inputs', 'create_second_stage',

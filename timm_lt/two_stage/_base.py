@@ -24,8 +24,9 @@ class SecondStageMethod(nn.Module):
     """Base of the second stages. As a module it holds the head alone, so that checkpoints and DDP see only that.
 
     The loop calls ``prepare(model)``; then either, where :attr:`trained`, each epoch ``set_mode(model)`` and each step
-    ``method(features, target, criterion, progress)`` -> loss, or once :meth:`fit`; last ``finish(model)``. While the
-    second stage runs, the head replaces the model's classifier, so ``model(images)`` gives the logits of the head.
+    ``method(features, target, criterion, progress)`` -> loss and ``project()``, or once :meth:`fit`; last
+    ``finish(model)``. While the second stage runs, the head replaces the model's classifier, so ``model(images)`` gives
+    the logits of the head.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.
@@ -117,6 +118,9 @@ class SecondStageMethod(nn.Module):
         """
         raise TypeError(f'{type(self).__name__} is trained, it has no closed form')
 
+    def project(self) -> None:
+        """Bring the head back into the set that the method allows; the loop calls it after each step."""
+
     def finish(self, model: nn.Module) -> bool:
         """Fold the head into a plain classifier of the model. False where that is impossible and the head stays."""
         model.requires_grad_(True)
@@ -162,6 +166,12 @@ def classifier_inputs(model: nn.Module, images: Tensor) -> Tensor:
     if len(inputs) != 1:
         raise ValueError(f'{type(model).__name__} calls its classifier {len(inputs)} times, a second stage needs once')
     return inputs[0]
+
+
+def follow_batches(model: nn.Module) -> None:
+    """Let the running statistics of BatchNorm follow the batches, in a model in evaluation mode."""
+    for layer in batchnorm_layers(model):
+        layer.train()
 
 
 def batchnorm_layers(model: nn.Module) -> Sequence[nn.Module]:

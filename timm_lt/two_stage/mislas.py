@@ -17,7 +17,7 @@ from .._registry import register_second_stage
 from .._types import ClassCounts
 from .._validate import check_range
 from ..models.scaled_classifier import ScaledClassifier
-from ._base import Classifier, SecondStageMethod, batchnorm_layers, fold_scales
+from ._base import Classifier, SecondStageMethod, fold_scales, follow_batches
 
 
 @register_second_stage('mislas', paper='Zhong et al., CVPR 2021', needs=('class_counts',))
@@ -58,8 +58,7 @@ class MiSLAS(SecondStageMethod):
     def set_mode(self, model: nn.Module) -> None:
         model.eval()
         if self.shift_batchnorm:
-            for layer in batchnorm_layers(model):
-                layer.train()
+            follow_batches(model)
 
     def finish(self, model: nn.Module) -> bool:
         return fold_scales(model, self.head)
