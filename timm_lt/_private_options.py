@@ -10,6 +10,10 @@ PRIVATE_OPTIONS = frozenset({
     'quiet', 'resume', 'revision', 'wandb_project', 'workers',
 })
 
-RECIPE_NOTES = frozenset({'hub', 'published'})  # notes of a configuration file, which no run reads
+# notes of a configuration file, which no run reads, and their keys
+RECIPE_NOTES = {
+    'published': ('top1', 'many', 'medium', 'few', 'network', 'source', 'note'),
+    'hub': ('title', 'license', 'tags', 'dataset', 'dataset_name'),
+}
 
 __all__ = ['PRIVATE_OPTIONS', 'RECIPE_NOTES']

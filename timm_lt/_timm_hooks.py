@@ -32,12 +32,27 @@ from ._registry import OPTIMIZERS, MethodInfo
 _originals: dict[tuple[Any, str], Any] = {}
 _added: set[tuple[str, str]] = set()  # (kind, name): what this package put there, and takes back
 _networks: list[Callable] = []
+_extensions: dict[str, Callable] = {}  # by the name of timm's factory
 
 
 def register_network(fn: Callable) -> Callable:
     """Decorator of a timm model entry point of this package (its module defines ``default_cfgs``)."""
     _networks.append(fn)
     return fn
+
+
+def extends_timm(factory: str) -> Callable[[Callable], Callable]:
+    """Decorator of the function that takes the place of a factory of timm; its first argument is timm's own.
+
+    Args:
+        factory: Name of timm's factory.
+    """
+
+    def add(extension: Callable) -> Callable:
+        _extensions[factory] = extension
+        return extension
+
+    return add
 
 
 def list_networks() -> list[str]:
@@ -60,8 +75,8 @@ def register() -> None:
     for info in OPTIMIZERS.infos():
         _register_optimizer(info)
     OPTIMIZERS.on_register(_register_optimizer)
-    _patch('create_classification_loss', _loss_wrapper, (timm.loss, _loss_factory))
-    _patch('create_loader', _loader_wrapper, (timm.data, timm.data.loader))
+    _patch('create_classification_loss', (timm.loss, _loss_factory))
+    _patch('create_loader', (timm.data, timm.data.loader))
 
 
 def unregister() -> None:
@@ -89,35 +104,17 @@ def _register_optimizer(info: MethodInfo) -> None:
         _added.add(('optimizer', info.name))
 
 
-def _patch(name: str, wrap: Callable, modules: tuple) -> None:
-    wrapped = wrap(getattr(modules[-1], name))
+def _patch(name: str, modules: tuple) -> None:
+    original = getattr(modules[-1], name)
+    extend = _extensions[name]
+
+    @functools.wraps(original)
+    def extended(*args: Any, **kwargs: Any) -> Any:
+        return extend(original, *args, **kwargs)
+
     for module in modules:
         _originals[module, name] = getattr(module, name)
-        setattr(module, name, wrapped)
-
-
-def _loss_wrapper(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def create_classification_loss(
-            loss_type: str | None = None, multi_label: bool = False, *args: Any, **kwargs: Any) -> Any:
-        if loss_type is None or loss_type in _loss_factory.LOSS_TYPES:
-            return original(loss_type, multi_label, *args, **kwargs)
-        from .losses._factory import create_loss_for_timm
-        return create_loss_for_timm(original, loss_type, multi_label, *args, **kwargs)
-
-    return create_classification_loss
-
-
-def _loader_wrapper(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def create_loader(dataset: Any, *args: Any, sampler: Any = None, **kwargs: Any) -> Any:
-        loader = original(dataset, *args, **kwargs)
-        if sampler is None:
-            return loader
-        from .data import with_sampler
-        return with_sampler(loader, sampler, distributed=kwargs.get('distributed', False))
-
-    return create_loader
+        setattr(module, name, extended)
 
 
 def optimizer_names() -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._dataset_labels import get_class_names, get_targets
 from ._labels import check_label_range, read_labels
 from ._validate import check_class_counts, check_option, check_range
 
@@ -68,7 +69,6 @@ class ClassDistribution:
     @classmethod
     def from_dataset(cls, dataset: Any, num_classes: int | None = None) -> 'ClassDistribution':
         """Count the labels of a map-style dataset without decoding an image, see :func:`timm_lt.data.get_targets`."""
-        from .data import get_class_names, get_targets
         names = get_class_names(dataset)
         if num_classes is not None and names is not None and len(names) != num_classes:
             names = None

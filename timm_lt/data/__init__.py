@@ -1,5 +1,7 @@
 """Long-tailed subsets, list files, embedded digits, images kept in memory, loaders."""
 
+from .._dataset_labels import get_class_names, get_targets
+from ..samplers import with_sampler
 from .augment import BatchAugment
 from .batches import Batch, EpochBatches, EvalBatches
 from .digits import Digits
@@ -14,8 +16,6 @@ from .pixels import convert_image, open_image
 from .readers import DatasetReader, DigitsReader, FolderReader, HubReader, ListReader, StreamReader, TorchvisionReader
 from .reading import ImageReadError, read_image, read_sample
 from .subset import ImageSubset, long_tailed_counts, long_tailed_subset, split_indices, split_validation
-from .targets import get_class_names, get_targets
-from .timm_loader import with_sampler
 from .transforms import Augmentation, MultiView, contrastive_views, eval_transform, three_views
 from .unreadable import drop_unreadable, find_unreadable
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._seeding import on_cpu, seeded
 from .augment import BatchAugment
 from .batches import Batch, EpochBatches, EvalBatches
 from .memory import InMemoryImages
 from .reading import ImageReadError, read_sample
-from .seeding import on_cpu, seeded
 from .subset import ImageSubset
 from .transforms import Augmentation, MultiView
 

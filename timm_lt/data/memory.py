@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._dataset_labels import get_class_names, get_targets
 from .._labels import read_labels
 from .._validate import check_option
 from .found import is_main_process
 from .reading import ImageReadError, image_name, read_sample
-from .targets import get_class_names, get_targets
 from .unreadable import BAD_IMAGES, report_unreadable, without_transform
 
 __all__ = ['ImagesDoNotFit', 'InMemoryImages', 'keep_in_memory']

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from .._dataset_labels import get_class_names, get_targets
 from .._labels import read_labels, whole_numbers
 from .._validate import check_option, check_range
 from .reading import image_name, read_sample
-from .targets import get_class_names, get_targets
 
 __all__ = ['ImageSubset', 'long_tailed_counts', 'long_tailed_subset', 'split_indices', 'split_validation']
 

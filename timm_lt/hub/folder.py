@@ -67,18 +67,35 @@ def write_hub_folder(
     Raises:
         HubError: If a file of the run is missing or unreadable.
     """
-    from timm.models import get_model_args, save_for_hf
     run_dir, model = Path(run_dir), plain_model(model)
     if dtype not in DTYPES:
         raise HubError(f'dtype must be one of {tuple(DTYPES)}, got {dtype!r}')
     distribution, options, metrics = _read_run(run_dir)
-    if posthoc is None and (run_dir / 'posthoc.json').is_file():
-        posthoc = PostHoc.from_dict(json.loads((run_dir / 'posthoc.json').read_text(encoding='utf-8')))
-
+    posthoc = posthoc or _read_posthoc(run_dir)
     new = run_dir / 'hub.new'
     shutil.rmtree(new, ignore_errors=True)
-    config: dict[str, Any] = {'label_names': distribution.class_names} if distribution.class_names else {}
-    model_args = dict(model_args or {})
+    _write_network(new, model, dict(model_args or {}), data_config, distribution.class_names, dtype)
+    if dtype != 'float32':
+        note = f'{dtype}; the metrics were measured before rounding'
+        metrics['protocol'] = {**metrics.get('protocol', {}), 'stored_weights': note}
+    _write_facts(new, distribution, options, metrics, posthoc)
+    if card:
+        _decorate(new, run_dir / 'plots')
+    replace_folder(new, run_dir / 'hub')
+    return run_dir / 'hub'
+
+
+def _write_network(
+        folder: Path,
+        model: nn.Module,
+        model_args: dict[str, Any],
+        data_config: dict[str, Any] | None,
+        class_names: list[str] | None,
+        dtype: str,
+) -> None:
+    """Weights in ``dtype``, their description for timm, and the manifest."""
+    from timm.models import get_model_args, save_for_hf
+    config: dict[str, Any] = {'label_names': class_names} if class_names else {}
     if adaptformer_args := adaptformer_network_args(model):
         config['architecture'] = 'adaptformer_network'
         model_args |= adaptformer_args
@@ -88,24 +105,27 @@ def write_hub_folder(
     # safetensors takes contiguous weights only, and the caller's model keeps its memory format
     stored = copy.deepcopy(model).to(DTYPES[dtype]).to(memory_format=torch.contiguous_format)
     save_for_hf(
-        stored, str(new), model_config=config, model_args=model_args or None, safe_serialization=True,
+        stored, str(folder), model_config=config, model_args=model_args or None, safe_serialization=True,
         data_config=data_config)
     # safetensors makes its file readable for the owner only
-    (new / WEIGHTS).chmod((new / 'config.json').stat().st_mode)
-    write_manifest(new, dtype=dtype, versions={'timm_lt': __version__, 'timm': _timm(), 'torch': torch.__version__})
-    distribution.to_json(new / 'class_distribution.json')
+    (folder / WEIGHTS).chmod((folder / 'config.json').stat().st_mode)
+    write_manifest(folder, dtype=dtype, versions={'timm_lt': __version__, 'timm': _timm(), 'torch': torch.__version__})
+
+
+def _write_facts(
+        folder: Path,
+        distribution: ClassDistribution,
+        options: dict[str, Any],
+        metrics: dict[str, Any],
+        posthoc: PostHoc | None,
+) -> None:
+    """Class counts, recipe, metrics and post-hoc correction."""
+    distribution.to_json(folder / 'class_distribution.json')
     recipe = {k: v for k, v in options.items() if k not in PRIVATE_OPTIONS}
-    (new / 'recipe.yaml').write_text(yaml.safe_dump(recipe, sort_keys=True), encoding='utf-8')
-    if dtype != 'float32':
-        note = f'{dtype}; the metrics were measured before rounding'
-        metrics['protocol'] = {**metrics.get('protocol', {}), 'stored_weights': note}
-    (new / 'metrics.json').write_text(json.dumps(metrics, indent=1) + '\n', encoding='utf-8')
+    (folder / 'recipe.yaml').write_text(yaml.safe_dump(recipe, sort_keys=True), encoding='utf-8')
+    (folder / 'metrics.json').write_text(json.dumps(metrics, indent=1) + '\n', encoding='utf-8')
     if posthoc is not None:
-        (new / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
-    if card:
-        _decorate(new, run_dir / 'plots')
-    replace_folder(new, run_dir / 'hub')
-    return run_dir / 'hub'
+        (folder / 'posthoc.json').write_text(json.dumps(posthoc.to_dict(), indent=1) + '\n', encoding='utf-8')
 
 
 def write_hub_card(run_dir: str | Path) -> Path:
@@ -130,13 +150,10 @@ def write_hub_card(run_dir: str | Path) -> Path:
 def _decorate(folder: Path, plots: Path | None) -> Path:
     """Plots and card of a hub folder, the card from the folder's own files."""
     distribution, recipe, metrics = _read_run(folder, 'recipe.yaml')
-    posthoc = None
-    if (folder / 'posthoc.json').is_file():
-        posthoc = PostHoc.from_dict(json.loads((folder / 'posthoc.json').read_text(encoding='utf-8')))
     for plot in sorted(plots.glob('*.png')) if plots is not None else []:
         (folder / 'plots').mkdir(exist_ok=True)
         shutil.copy(plot, folder / 'plots' / plot.name)
-    write_card(folder, recipe, metrics, distribution, posthoc)
+    write_card(folder, recipe, metrics, distribution, _read_posthoc(folder))
     return folder / 'README.md'
 
 
@@ -151,6 +168,11 @@ def _read_run(
     except (ValueError, yaml.YAMLError) as e:
         raise HubError(f'{run_dir}: {e}') from e
     return distribution, options, metrics
+
+
+def _read_posthoc(folder: Path) -> PostHoc | None:
+    file = folder / 'posthoc.json'
+    return PostHoc.from_dict(json.loads(file.read_text(encoding='utf-8'))) if file.is_file() else None
 
 
 def _timm() -> str:

@@ -9,6 +9,7 @@ from timm.loss import LOSS_TYPES
 from timm.loss._loss_factory import create_classification_loss as timm_create_classification_loss
 
 from .._registry import LOSSES, call_factory
+from .._timm_hooks import extends_timm
 from .._validate import check_class_counts
 
 TIMM_LOSS_NAMES = tuple(LOSS_TYPES)  # without the losses that this package adds
@@ -60,7 +61,14 @@ def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module
     return call_factory(info, 'loss', **kwargs)
 
 
-def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, *args: Any, **kwargs: Any) -> nn.Module:
+@extends_timm('create_classification_loss')
+def create_loss_for_timm(
+        original: Callable,
+        loss_type: str | None = None,
+        multi_label: bool = False,
+        *args: Any,
+        **kwargs: Any,
+) -> nn.Module:
     """Criterion of this package, in the form that ``timm.loss.create_classification_loss`` returns.
 
     timm's training script hands over the options of all its losses at once. Those left at their defaults are ignored.
@@ -69,7 +77,7 @@ def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, 
 
     Args:
         original: timm's function, whose signature tells its options and their defaults.
-        loss_type: One of :func:`list_losses`.
+        loss_type: One of :func:`list_losses`; timm's own losses go to ``original``.
         multi_label: Must be False: our losses are softmax losses of one label per image.
         *args: timm's further options by position.
         **kwargs: timm's options by name, and the own options of the loss.
@@ -78,6 +86,8 @@ def create_loss_for_timm(original: Callable, loss_type: str, multi_label: bool, 
         ValueError: If the name is unknown, the loss cannot do what is asked, or an option of another loss is set.
         TypeError: If the loss has no such option, or needs class counts and got none.
     """
+    if loss_type is None or loss_type in LOSS_TYPES:
+        return original(loss_type, multi_label, *args, **kwargs)
     info = LOSSES.info(loss_type, also=TIMM_LOSS_NAMES)
     if multi_label:
         raise ValueError(f'Loss {loss_type!r} is for one label per image, it does not support multi-label targets')

@@ -6,7 +6,7 @@ A reader is a :class:`DatasetReader` under ``@register_reader(PREFIX)``; ``creat
 from typing import TYPE_CHECKING
 
 from ..._registry import import_siblings
-from ._base import DatasetReader
+from ._base import DatasetReader, NamedClassReader
 
 if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
     from .digits import DigitsReader as DigitsReader
@@ -16,5 +16,5 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .streams import StreamReader as StreamReader
     from .torchvision import TorchvisionReader as TorchvisionReader
 
-__all__ = ['DatasetReader']
+__all__ = ['DatasetReader', 'NamedClassReader']
 __all__ += import_siblings(__name__)

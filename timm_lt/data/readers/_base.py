@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._validate import check_option
+from ..classes import ClassMap, read_class_map
 from ..parts import usual_part
 from ..unreadable import BAD_IMAGES
 
@@ -63,6 +64,31 @@ class DatasetReader(ABC):
         """Whether two parts, each a name and a dataset, have an image in common; by default, whether they are one."""
         names = [usual_part(split) or split for split, _ in (one, two)]
         return names[0] == names[1]
+
+
+class NamedClassReader(DatasetReader):
+    """A reader of data whose labels may be names, which a class map may number.
+
+    Args:
+        name: See :class:`DatasetReader`.
+        root: See :class:`DatasetReader`.
+        bad_images: See :class:`DatasetReader`.
+        class_map: Label of each name, see :func:`read_class_map`; None: natural order of the names.
+        input_img_mode: Mode of the images, see :func:`open_image`.
+    """
+
+    def __init__(
+            self,
+            name: str,
+            root: str | Path | None = None,
+            *,
+            bad_images: str = 'error',
+            class_map: ClassMap | None = None,
+            input_img_mode: str | None = 'RGB',
+    ) -> None:
+        super().__init__(name, root, bad_images=bad_images)
+        self.class_map = read_class_map(class_map, root) if class_map else None
+        self.input_img_mode = input_img_mode
 
 
 def share_files(one: Any, two: Any) -> bool:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from ..._registry import register_reader
-from ..classes import ClassMap, number_classes, read_class_map
+from ..classes import number_classes
 from ..found import BESIDE_PARTS, EMPTY_CLASSES, LOOSE, NOT_IN_MAP, OTHER_TYPES, Found
 from ..image_files import ImageFiles
 from ..names import natural_key, printable
 from ..parts import match_split, usual_part
-from ._base import DatasetReader, share_files
+from ._base import NamedClassReader, share_files
 from ._scan import has_images, image_types, scan_classes, subfolders
 
 
 @register_reader('folder')
-class FolderReader(DatasetReader):
+class FolderReader(NamedClassReader):
     """Images in class folders; the first level of folders names the class, deeper ones belong to it.
 
     ``root`` holds class folders, or one folder of class folders for each part (``train``, ``val``, ``test`` and their
@@ -28,9 +28,8 @@ class FolderReader(DatasetReader):
         root: The folder.
         bad_images: 'error': a class folder without an image, images outside a class folder, folders that cannot be
             opened and folders that the class map lacks are errors. 'skip': they are left out.
-        class_map: Label of each class folder, see :func:`read_class_map`; None: natural order of the names.
         input_key: File types that count as images, e.g. 'png;jpg'; None: :data:`IMAGE_TYPES` and timm's.
-        input_img_mode: Mode of the images, see :func:`open_image`.
+        **shared: ``class_map`` and ``input_img_mode``, see :class:`NamedClassReader`.
     """
 
     examples = ('folder', 'imagefolder')
@@ -42,15 +41,11 @@ class FolderReader(DatasetReader):
             name: str = '',
             root: str | Path | None = None,
             *,
-            bad_images: str = 'error',
-            class_map: ClassMap | None = None,
             input_key: str | None = None,
-            input_img_mode: str | None = 'RGB',
+            **shared: Any,
     ) -> None:
-        super().__init__(name, root, bad_images=bad_images)
+        super().__init__(name, root, **shared)
         self.types = image_types(input_key)
-        self.class_map = read_class_map(class_map, root) if class_map else None
-        self.input_img_mode = input_img_mode
 
     def splits(self) -> list[str]:
         return self._parts(self.root) if self.root is not None and self.root.is_dir() else []

@@ -9,12 +9,12 @@ import timm.data
 from torch.utils.data import Dataset
 
 from ..._registry import register_reader
-from ..classes import ClassMap, number_classes, read_class_map
+from ..classes import ClassMap, number_classes
 from ..found import NO_LABEL, NOT_IN_MAP, Found
 from ..names import printable
 from ..parts import match_split
 from ..reading import ImageReadError, read_image
-from ._base import DatasetReader
+from ._base import NamedClassReader
 
 
 class HubImages(Dataset):
@@ -73,7 +73,7 @@ class HubImages(Dataset):
 
 
 @register_reader('hfds')
-class HubReader(DatasetReader):
+class HubReader(NamedClassReader):
     """A set of Hugging Face datasets: of the Hub, or a local folder of its files.
 
     The class names of a ``ClassLabel`` column fix the labels. Text and truth values are names: they are numbered in
@@ -105,9 +105,8 @@ class HubReader(DatasetReader):
             input_img_mode: str | None = 'RGB',
             **options: Any,
     ) -> None:
-        super().__init__(name, root, bad_images=bad_images)
-        self.class_map = read_class_map(class_map, root) if class_map else None
-        self.input_img_mode = input_img_mode
+        super().__init__(
+            name, root, bad_images=bad_images, class_map=class_map, input_img_mode=input_img_mode)
         self.options = {**options, 'input_key': input_key, 'target_key': target_key}
 
     def splits(self) -> list[str]:

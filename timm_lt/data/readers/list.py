@@ -5,28 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from ..._registry import register_reader
-from ..classes import ClassMap, read_class_map
 from ..list_file import ListFileDataset
 from ..parts import PART_NAMES, match_split
 from ..rows import TABLES, read_rows
-from ._base import DatasetReader, share_files
+from ._base import NamedClassReader, share_files
 
 SPLIT = '{split}'
 
 
 @register_reader('list')
-class ListReader(DatasetReader):
+class ListReader(NamedClassReader):
     """Images named in a file, see :class:`ListFileDataset`.
 
     Args:
         name: The file, taken from the working folder, else from ``root``. ``{split}`` in it becomes the part. A table
             with a column ``split`` holds several parts. A list without either is one part under any name.
         root: Folder that the paths start from.
-        bad_images: See :class:`ListFileDataset`.
-        class_map: Label of each name, see :func:`read_class_map`.
         input_key: Column of the paths.
         target_key: Column of the labels.
-        input_img_mode: Mode of the images.
+        **shared: ``bad_images``, ``class_map`` and ``input_img_mode``, see :class:`NamedClassReader`.
     """
 
     examples = ('list/FILE',)
@@ -38,17 +35,12 @@ class ListReader(DatasetReader):
             name: str,
             root: str | Path | None = None,
             *,
-            bad_images: str = 'error',
-            class_map: ClassMap | None = None,
             input_key: str | None = None,
             target_key: str | None = None,
-            input_img_mode: str | None = 'RGB',
+            **shared: Any,
     ) -> None:
-        super().__init__(name, root, bad_images=bad_images)
+        super().__init__(name, root, **shared)
         self.columns = {'input_key': input_key, 'target_key': target_key}
-        self.options: dict[str, Any] = {
-            **self.columns, 'bad_images': bad_images, 'input_img_mode': input_img_mode,
-            'class_map': read_class_map(class_map, root) if class_map else None}
 
     def splits(self) -> list[str]:
         if SPLIT in self.name:
@@ -66,7 +58,9 @@ class ListReader(DatasetReader):
         if SPLIT in self.name and not path.is_file():
             path = self._path(match_split(split, self.splits()) or split)
         part = None if SPLIT in self.name else split
-        dataset = ListFileDataset(path, self.root, class_names=class_names, split=part, **self.options)
+        dataset = ListFileDataset(
+            path, self.root, class_names=class_names, split=part, class_map=self.class_map,
+            bad_images='skip' if self.skip else 'error', input_img_mode=self.input_img_mode, **self.columns)
         dataset.found.part = split
         return dataset
 

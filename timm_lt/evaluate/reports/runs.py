@@ -20,7 +20,7 @@ from ..._private_options import PRIVATE_OPTIONS, RECIPE_NOTES
 from ...class_distribution import ClassDistribution
 from ..metrics import check_predictions, compare, merge_seeds, posthoc_method, predict
 
-NOT_OF_RECIPE = PRIVATE_OPTIONS | RECIPE_NOTES | {'seed'}
+NOT_OF_RECIPE = PRIVATE_OPTIONS | set(RECIPE_NOTES) | {'seed'}
 MISTAKES = 'mistakes.zip'  # pictures of mistakes and ``mistakes.json``
 METRICS = (
     ('top1', 'top-1'), ('balanced_accuracy', 'balanced'), ('many', 'many'), ('medium', 'medium'), ('few', 'few'),

@@ -20,12 +20,12 @@ from ._names import check_names
 from ._option import OptionInfo, option
 from ._recipes import list_recipes, recipe_folder
 from ._rules import RULES, check_options
-from ._run import NOTES, EvaluationOptions, HubOptions, RecipeNotes, RunOptions
+from ._run import EvaluationOptions, HubOptions, RecipeNotes, RunOptions
 from ._table import options_table
 from ._timm_names import NOT_OFFERED
 
 __all__ = [
-    'DIGITS_DEFAULTS', 'GROUPS', 'NOTES', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
+    'DIGITS_DEFAULTS', 'GROUPS', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
     'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
     'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'SecondStageOptions', 'build_parser',
     'check_names', 'check_options', 'configuration', 'differing_keys', 'list_recipes', 'load_config', 'option',

@@ -6,12 +6,11 @@ from typing import Any
 
 import yaml
 
-from ..._private_options import PRIVATE_OPTIONS
+from ..._private_options import PRIVATE_OPTIONS, RECIPE_NOTES
 from ..._validate import nearest_names
 from ..errors import ConfigError, one_line
 from ._composed import OPTIONS, Options
 from ._recipes import find_recipe
-from ._run import NOTES
 from ._timm_names import refusal
 
 
@@ -36,7 +35,7 @@ def _load(path: Path, including: tuple[Path, ...]) -> dict[str, Any]:
     for base in [bases] if isinstance(bases, str) else bases:
         options.update(_load(path.parent / str(base), (*including, path.resolve())))
     for key, value in content.items():
-        if key in NOTES:
+        if key in RECIPE_NOTES:
             options[key] = _checked_note(key, value, path)
         elif key in OPTIONS:
             options[key] = OPTIONS[key].from_yaml(value, f'config file {path}')
@@ -68,8 +67,8 @@ def _checked_note(key: str, value: Any, path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError(f'config file {path}: {key} must hold `key: value` pairs, got {value!r}')
     for name in value:
-        if name not in NOTES[key]:
-            raise ConfigError(f'config file {path}: {key}.{name} is unknown. {nearest_names(name, NOTES[key])}')
+        if name not in RECIPE_NOTES[key]:
+            raise ConfigError(f'config file {path}: {key}.{name} is unknown. {nearest_names(name, RECIPE_NOTES[key])}')
     if key == 'published' and not value.get('source'):
         raise ConfigError(f'config file {path}: published needs a source, the paper and table of the result')
     return value
@@ -99,7 +98,7 @@ def configuration(options: Options | Mapping[str, Any]) -> dict[str, Any]:
     """The options that define the run; options that an older ``args.yaml`` lacks take their defaults."""
     values = options.flat() if isinstance(options, Options) else options
     defining = {name: info.default for name, info in OPTIONS.items() if info.defines_run} | {
-        k: v for k, v in values.items() if k not in PRIVATE_OPTIONS and k not in NOTES}
+        k: v for k, v in values.items() if k not in PRIVATE_OPTIONS and k not in RECIPE_NOTES}
     return _plain(defining)
 
 

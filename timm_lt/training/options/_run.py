@@ -82,10 +82,3 @@ class RecipeNotes(OptionGroup):
 
     published: dict[str, Any] | None = option(None, 'published result that the recipe aims at', file_only=True)
     hub: dict[str, Any] | None = option(None, 'title, licence, tags and dataset of the model card', file_only=True)
-
-
-# keys of the notes of a recipe
-NOTES = {
-    'published': ('top1', 'many', 'medium', 'few', 'network', 'source', 'note'),
-    'hub': ('title', 'license', 'tags', 'dataset', 'dataset_name'),
-}

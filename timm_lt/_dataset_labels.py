@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
-from .._labels import read_labels, whole_numbers
-from .seeding import seeded
+from ._labels import read_labels, whole_numbers
+from ._seeding import seeded
 
 __all__ = ['get_class_names', 'get_targets']
 

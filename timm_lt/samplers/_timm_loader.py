@@ -1,5 +1,6 @@
 """A loader of timm with another sampler: ``timm.data.create_loader(..., sampler=NAME or object)``."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch.distributed
@@ -7,10 +8,9 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
 
+from .._dataset_labels import get_targets
 from .._registry import SAMPLERS, call_factory
-from .targets import get_targets
-
-__all__ = ['with_sampler']
+from .._timm_hooks import extends_timm
 
 # what a DataLoader was made with besides batch size, sampler and drop_last
 _LOADER_OPTIONS = (
@@ -76,6 +76,13 @@ def with_sampler(
     options = {name: getattr(loader, name) for name in _LOADER_OPTIONS if hasattr(loader, name)}
     return type(loader)(
         loader.dataset, batch_size=loader.batch_size, sampler=sampler, drop_last=loader.drop_last, **options)
+
+
+@extends_timm('create_loader')
+def create_loader_for_timm(original: Callable, dataset: Any, *args: Any, sampler: Any = None, **kwargs: Any) -> Any:
+    """:func:`timm.data.create_loader` with ``sampler``: a name of :func:`timm_lt.list_samplers`, or a sampler."""
+    loader = original(dataset, *args, **kwargs)
+    return loader if sampler is None else with_sampler(loader, sampler, kwargs.get('distributed', False))
 
 
 def _replicas(distributed: bool) -> dict[str, int]:
