@@ -82,6 +82,20 @@ def test_cutout_paints_black_where_asked():
     assert torch.equal(views[:, 0], black) and torch.equal(views[:, 1], augment().normalize(images))
 
 
+def test_repeated_images_are_erased_by_their_own_probability(images):
+    plain = augment().normalize(images)
+    repeated = torch.arange(len(images)) % 3 == 0
+
+    def erased(mask=repeated, **options):
+        return (augment(**options)(images, 0, 0, repeated=mask) != plain).flatten(1).any(1)
+
+    assert torch.equal(erased(repeat_reprob=1.), repeated)
+    assert torch.equal(erased(reprob=1., repeat_reprob=0.), ~repeated)
+    assert not erased(None, repeat_reprob=1.).any() and erased(reprob=1.).all()
+    half = augment(repeat_reprob=1., seed=4)(images[::2], 0, 0, len(images), slice(None, None, 2), repeated[::2])
+    assert torch.equal(half, augment(repeat_reprob=1., seed=4)(images, 0, 0, repeated=repeated)[::2])
+
+
 @pytest.mark.parametrize('remode', ['const', 'rand', 'pixel'])
 def test_random_erasing_follows_its_probability_and_area(remode):
     images = torch.full((2_000, 3, 16, 16), 255, dtype=torch.uint8)

@@ -193,6 +193,22 @@ def test_loader_resumes_in_mid_epoch_and_repeats_epochs(memory, changes, workers
     assert same(list(loader), first)
 
 
+@pytest.mark.parametrize('world', [1, 2])
+def test_images_that_an_epoch_has_drawn_before_are_marked_and_erased(memory, world):
+    order = [0, 1, 0, 2, 2, 3, 0, 4]
+    seen = [i in order[:place] for place, i in enumerate(order)]
+    batches = [list(EpochBatches(order, 4 // world, world=world, rank=r)) for r in range(world)]
+    marked = [torch.stack([b[step].repeated for b in batches], 1).flatten().tolist() for step in range(2)]
+    assert marked[0] + marked[1] == seen
+    augmentation = dataclasses.replace(
+        AUGMENTATION, crop_mode='none', hflip=0., repeat_reprob=1., remode='pixel')
+    for dataset in (memory, ImageSubset(memory)):
+        plain, erased = (
+            torch.cat([x for x, _ in create_train_loader(dataset, order, a, 4)])
+            for a in (dataclasses.replace(augmentation, repeat_reprob=None), augmentation))
+        assert (plain != erased).flatten(1).any(1).tolist() == seen
+
+
 def test_worker_count_changes_nothing(memory):
     augmentation = dataclasses.replace(AUGMENTATION, auto_augment='cifar10', color_jitter=0.4, cutout=3)
     files = ImageSubset(memory)

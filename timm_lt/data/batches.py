@@ -21,6 +21,7 @@ class Batch(NamedTuple):
         size: Images of all processes together.
         rows: Places of ``indices`` in the global batch.
         start: Place of the global batch in the epoch's order.
+        repeated: Whether the epoch has drawn an image of ``indices`` before, (B,); None outside of training.
     """
 
     step: int
@@ -28,6 +29,7 @@ class Batch(NamedTuple):
     size: int
     rows: slice
     start: int
+    repeated: Tensor | None = None
 
 
 class EpochBatches:
@@ -93,11 +95,21 @@ class EpochBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order, size = self.order(), self.batch_size * self.world
+        repeated = _repeated(order)
         rows = slice(self.rank, None, self.world)
         for step in range(self.start_step, len(self)):
             window = order[step * size:(step + 1) * size]
             window = window[:len(window) // self.world * self.world]
-            yield Batch(step, window[rows], len(window), rows, step * size)
+            again = repeated[step * size:step * size + len(window)]
+            yield Batch(step, window[rows], len(window), rows, step * size, again[rows])
+
+
+def _repeated(order: Tensor) -> Tensor:
+    """Places of an order whose image came before, (M,), bool."""
+    images, places = order.sort(stable=True)
+    again = torch.zeros_like(order, dtype=torch.bool)
+    again[places[1:]] = images[1:] == images[:-1]
+    return again
 
 
 class EvalBatches:

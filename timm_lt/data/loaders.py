@@ -47,7 +47,7 @@ class _Loader:
         with on_cpu():
             if not self.training:
                 return self.augment.normalize(images)
-            return self.augment(images, self.batches.epoch, batch.step, batch.size, batch.rows)
+            return self.augment(images, self.batches.epoch, batch.step, batch.size, batch.rows, batch.repeated)
 
 
 class MemoryLoader(_Loader):

@@ -58,6 +58,7 @@ class Augmentation:
         cutout: Side of the Cutout square in pixels; 0 off.
         cutout_fill: Colour of the square: 'mean' or 'black'.
         reprob: Probability of random erasing.
+        repeat_reprob: The same for an image that the epoch has drawn before; None: ``reprob``.
         remode: 'const', 'rand' or 'pixel'.
     """
 
@@ -79,6 +80,7 @@ class Augmentation:
     cutout: int = 0
     cutout_fill: str = 'mean'
     reprob: float = 0.
+    repeat_reprob: float | None = None
     remode: str = 'const'
 
     def __post_init__(self) -> None:
@@ -118,7 +120,8 @@ class Augmentation:
         views = [view.batch_steps() for view in (self, *more_views)] if whole else [[]]
         return BatchAugment(
             self.mean, self.std, steps=views[0], more_views=views[1:], cutout=self.cutout,
-            cutout_fill=self.cutout_fill, reprob=self.reprob, remode=self.remode, seed=seed)
+            cutout_fill=self.cutout_fill, reprob=self.reprob, repeat_reprob=self.repeat_reprob, remode=self.remode,
+            seed=seed)
 
     def batch_steps(self) -> list[Callable]:
         """Crop, flips and colour for whole uint8 batches."""

@@ -141,7 +141,7 @@ class InputPipeline:
                 vflip=options.vflip, color_jitter=options.color_jitter, color_jitter_prob=options.color_jitter_prob,
                 grayscale_prob=options.grayscale_prob, gaussian_blur_prob=options.gaussian_blur_prob,
                 auto_augment=options.aa, cutout=options.cutout, cutout_fill=options.cutout_fill, reprob=options.reprob,
-                remode=options.remode)
+                repeat_reprob=options.repeat_reprob, remode=options.remode)
         except ValueError as e:
             raise ConfigError(f'augmentation: {e}') from e
 

@@ -48,6 +48,7 @@ class BatchAugment:
         cutout: Side of the square that is painted over, in pixels; 0 off.
         cutout_fill: Colour of the square: 'mean' or 'black'.
         reprob: Probability that a box of an image is erased.
+        repeat_reprob: The same for an image that the epoch has drawn before; None: ``reprob``.
         remode: 'const' (mean), 'rand' (a normal colour) or 'pixel' (normal noise).
         seed: Decides everything, with epoch and step.
 
@@ -71,6 +72,7 @@ class BatchAugment:
             cutout: int = 0,
             cutout_fill: str = 'mean',
             reprob: float = 0.,
+            repeat_reprob: float | None = None,
             remode: str = 'const',
             seed: int = 0,
     ) -> None:
@@ -81,6 +83,7 @@ class BatchAugment:
         self.cutout = int(check_range('cutout', cutout, 0))
         self.cutout_fill = check_option('cutout_fill', cutout_fill, CUTOUT_FILLS)
         self.reprob = check_range('reprob', reprob, 0, 1)
+        self.repeat_reprob = self.reprob if repeat_reprob is None else check_range('repeat_reprob', repeat_reprob, 0, 1)
         self.remode = check_option('remode', remode, ERASE_MODES)
         self.seed = seed
         # (x / 255 - mean) / std as one product and one sum
@@ -94,6 +97,7 @@ class BatchAugment:
             step: int,
             size: int | None = None,
             rows: slice | None = None,
+            repeated: Tensor | None = None,
     ) -> Tensor:
         """Augment and normalise this process's part of the batch of a step.
 
@@ -103,6 +107,7 @@ class BatchAugment:
             step: Step within the epoch.
             size: Images of the global batch; None: B.
             rows: Places of ``images`` in the global batch; None: all.
+            repeated: Images that the epoch has drawn before, (B,), on the CPU; None: none.
 
         Returns:
             float32, (B, C, H, W), or (B, V, C, H, W) for several views.
@@ -115,8 +120,8 @@ class BatchAugment:
         first = result[:, 0] if result.ndim == 5 else result
         if self.cutout:
             self._cut_out(first, draws)
-        if self.reprob:
-            self._erase(first, draws)
+        if self.reprob or self.repeat_reprob:
+            self._erase(first, draws, repeated)
         return result
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -144,20 +149,23 @@ class BatchAugment:
         else:
             images.copy_(torch.where(box, self._shift, images))
 
-    def _erase(self, images: Tensor, draws: Draws) -> None:
+    def _erase(self, images: Tensor, draws: Draws, repeated: Tensor | None) -> None:
         """Random erasing of normalised images, in place; 0 is the mean."""
         channels, height, width = images.shape[1:]
-        box = _boxes(*self._draw_boxes(draws, height, width), height, width, images.device)
+        box = _boxes(*self._draw_boxes(draws, height, width, repeated), height, width, images.device)
         if self.remode == 'const':
             images.masked_fill_(box, 0)
         else:
             noise = draws.normal(channels, *((1, 1) if self.remode == 'rand' else (height, width)))
             images.copy_(torch.where(box, noise.to(images.device), images))
 
-    def _draw_boxes(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _draw_boxes(
+            self, draws: Draws, height: int, width: int, repeated: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Top, left, height and width of a box per image; height 0 where nothing is erased."""
         shares = draws.uniform(ERASE_ATTEMPTS, 4)
-        erased = draws.uniform() < self.reprob
+        again = torch.tensor(False) if repeated is None else repeated
+        erased = draws.uniform() < torch.where(again, self.repeat_reprob, self.reprob)
         low, high = ERASE_AREA
         area = (low + (high - low) * shares[:, 0]) * height * width
         aspect = torch.exp((2 * shares[:, 1] - 1) * ERASE_LOG_ASPECT)

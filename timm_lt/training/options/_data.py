@@ -83,6 +83,9 @@ class AugmentationOptions(OptionGroup):
     cutout_fill: str = option(
         'mean', 'colour of the square; official pipelines of CIFAR-LT paint it black', choices=('mean', 'black'))
     reprob: float = option(0.0, 'probability of random erasing', within='[0, 1]')
+    repeat_reprob: float | None = option(
+        None, 'the same for an image that an oversampling --sampler has drawn before in the epoch; None: --reprob',
+        within='[0, 1]')
     remode: str = option(
         'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
     aug_repeats: int = option(0, 'augment an image so many times in an epoch; 0 and 1: once', within='[0, inf)')
