@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 from .._registry import FINETUNING, import_siblings
-from ._apply import apply, merge, tuned_parameters
+from ._apply import apply, create_method, merge, tuned_parameters
 from ._base import FinetuneMethod
 
 if TYPE_CHECKING:  # type checkers do not see the names that import_siblings adds
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .lora import LoRATuning as LoRATuning
     from .norm import NormTuning as NormTuning
 
-__all__ = ['FinetuneMethod', 'apply', 'list_finetuning', 'merge', 'tuned_parameters']
+__all__ = ['FinetuneMethod', 'apply', 'create_method', 'list_finetuning', 'merge', 'tuned_parameters']
 __all__ += import_siblings(__name__)
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .._registry import LOSSES, MIXINGS, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
+from .._registry import FINETUNING, LOSSES, MIXINGS, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
 from .._text import printable
 from ..class_distribution import ClassDistribution
 from ..posthoc import PostHoc
@@ -98,6 +98,9 @@ def citations(recipe: dict[str, Any]) -> list[str]:
             info = registry.info(name)
             if paper := _paper(info):
                 cited.append(f'`{name}`: {paper}')
+    tuning = str(recipe.get('finetune') or '').partition(':')[0]
+    if tuning in FINETUNING:
+        cited.append(f'`{tuning}`: {_paper(FINETUNING.info(tuning))}')
     return cited + [f'`{name}`: {PAPERS[name]}' for name in _further_methods(recipe) if name in PAPERS]
 
 
@@ -135,6 +138,8 @@ def _methods_line(recipe: dict[str, Any]) -> str:
     names.append(recipe.get('mix'))
     if recipe.get('stage2') not in (None, '', 'none'):
         names.append(recipe['stage2'])
+    if recipe.get('finetune'):
+        names.append(f'{recipe["finetune"]} fine-tuning')
     names += _further_methods(recipe)
     return ' + '.join(str(n) for n in names if n)
 
@@ -191,7 +196,19 @@ def _intro(
         f'{distribution.num_samples:,} training images in {distribution.num_classes} classes, '
         f'{int(distribution.counts.max()):,} in the largest and {int(distribution.counts.min()):,} in the smallest, by '
         f'[timm](https://github.com/huggingface/pytorch-image-models) and timm_lt: {_methods_line(recipe)}, '
-        f'{metrics.get("epochs", recipe.get("epochs"))} epochs. `recipe.yaml` holds every option.')
+        f'{metrics.get("epochs", recipe.get("epochs"))} epochs. {_tuning(metrics)}`recipe.yaml` holds every option.')
+
+
+def _tuning(metrics: dict[str, Any]) -> str:
+    """Sentences on fine-tuning; empty where every parameter was trained."""
+    if 'num_tuned_parameters' not in metrics:
+        return ''
+    text = f'Fine-tuning by `{metrics["finetune"]}` trained {metrics["num_tuned_parameters"]:,} parameters. '
+    if metrics['finetune'] == 'adaptformer':
+        return text + (
+            'The layers of AdaptFormer do not merge into the weights of the network, so timm builds this checkpoint '
+            'only after `import timm_lt`. ')
+    return text + 'The stored weights are plain weights of the network. '
 
 
 def _results_table(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:

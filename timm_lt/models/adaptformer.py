@@ -21,6 +21,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
+from .._capture import InputTap
 from .._classifier import find_classifier
 from .._timm_hooks import register_network
 from .cosine_classifier import CosineClassifier
@@ -61,14 +62,10 @@ class AdaptedBranch(nn.Module):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
-        self._residual: list[Tensor] = []
-
-    def note(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Hook of ``norm2``: keep its input until the end of the branch."""
-        self._residual[:] = inputs[:1]
+        self.tap = InputTap()  # hook of ``norm2``
 
     def forward(self, branch: Tensor) -> Tensor:
-        residual = self._residual.pop()
+        (residual,) = self.tap.take()
         return self.drop_path(branch + self.scale * self.up(self.down(self.norm(residual)).relu()))
 
 
@@ -96,7 +93,7 @@ def add_adaptformer(model: nn.Module, rank: int) -> list[AdaptedBranch]:
         weight = block.norm2.weight
         branch = AdaptedBranch(block.drop_path2, weight.numel(), rank, device=weight.device, dtype=weight.dtype)
         block.drop_path2 = branch.train(block.training)
-        block.norm2.register_forward_pre_hook(branch.note)
+        block.norm2.register_forward_pre_hook(branch.tap)
     return adapted_branches(model)
 
 

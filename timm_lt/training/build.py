@@ -46,7 +46,12 @@ def cosine_scale(options: ModelOptions, loss: str) -> float | None:
     wanted = on_cosines if options.cosine_classifier is None else options.cosine_classifier
     if not wanted:
         return None
-    return 1.0 if on_cosines else COSINE_SCALE
+    if not on_cosines:
+        return options.cosine_scale or COSINE_SCALE
+    if options.cosine_scale is not None:
+        raise ConfigError(
+            f'--loss {loss} scales the cosines itself: leave out --cosine-scale and give --loss-kwargs scale=...')
+    return 1.0
 
 
 def build_model(options: ModelOptions, num_classes: int, cosine: float | None = None) -> tuple[nn.Module, dict]:
@@ -292,7 +297,11 @@ def build_ema(options: ModelOptions, model: nn.Module, updates: int) -> ModelEma
     if not options.model_ema:
         return None
     too_short = initial_share(options, updates) > EMA_INITIAL_SHARE
-    return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup or too_short)
+    ema = ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup or too_short)
+    for average, parameter in zip(ema.module.parameters(), model.parameters()):
+        if not parameter.requires_grad:
+            average.data = parameter.data  # a frozen weight is its own average and needs no second copy
+    return ema
 
 
 class EpochSchedule(Callback):

@@ -1,6 +1,5 @@
-"""Training of a classifier on a frozen network: features, their batches, and a step of the head."""
+"""Training of a classifier on a frozen network: what stays frozen, and a step of the head."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,55 +9,11 @@ from accelerate import Accelerator
 from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
-from ..data import EpochBatches
 from ..optim import StepResult
 from ..two_stage import SecondStageMethod, batchnorm_layers, classifier_inputs
 from .learner import Learner
 from .trainer import Callback, Trainer
 from .windows import Window
-
-
-class FeatureModel(nn.Module):
-    """Images to the input of the classifier.
-
-    Args:
-        model: A timm model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return classifier_inputs(self.model, images)
-
-
-class FeatureLoader:
-    """Batches of features that were computed once, in the order of a sampler.
-
-    Args:
-        features: (N, D).
-        targets: (N,).
-        batches: Which of them make up a step.
-        device: Where batches go.
-    """
-
-    def __init__(self, features: Tensor, targets: Tensor, batches: EpochBatches, device: torch.device) -> None:
-        self.features = features
-        self.targets = targets
-        self.batches = batches
-        self.device = device
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        self.batches.set_epoch(epoch, start_step)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.batches:
-            index = batch.indices.to(self.features.device)
-            yield self.features[index].to(self.device), self.targets[index].to(self.device)
 
 
 class FrozenModel(Callback):

@@ -100,12 +100,28 @@ class InputPipeline:
         ready = _has_size(images, augmentation.input_size)
         return self._fixed(images, None if ready else augmentation.image_transform())
 
+    def augmented_in_order(self, images: Any) -> Any:
+        """Loader of augmented training images in their order; ``set_epoch`` draws others.
+
+        Over W processes, images r, r + W, ... go to process r, and the first ones once more where W does not divide
+        their number.
+        """
+        return create_train_loader(
+            images, _InOrder(len(images), self.accelerator.num_processes), self.training_augmentation(images),
+            self.data.validation_batch_size or max(self.data.batch_size, 128), seed=self.seed, drop_last=False,
+            **self._where())
+
     def quality_images(self, options: GKPOptions, parts: DataParts) -> Any:
         """Loader of the images by which GKP judges classes: some of each, never of the test part."""
-        from ..gkp import capped_indices, images_per_class
+        from ..gkp import images_per_class
         images = parts.train if options.gkp_source == 'train' else parts.validation
         cap = options.gkp_images or images_per_class(parts.distribution.counts)
-        chosen = capped_indices(images.targets, cap, self.data.data_seed)
+        return self.some_of_each_class(images, cap, self.data.data_seed)
+
+    def some_of_each_class(self, images: Any, cap: int, seed: int) -> Any:
+        """Loader, under the evaluation transform, of at most ``cap`` images of each class, drawn by ``seed``."""
+        from ..gkp import capped_indices
+        chosen = capped_indices(images.targets, cap, seed)
         if isinstance(images, InMemoryImages):
             images = InMemoryImages(
                 images.images[chosen], images.targets[chosen], images.class_names, images.transform)
@@ -181,6 +197,20 @@ class RepeatedSampler:
     def order(self, epoch: int) -> Tensor:
         """Images of the epoch, (M,), int64."""
         return torch.repeat_interleave(self.sampler.order(epoch), self.repeats)[:self.num_samples]
+
+
+class _InOrder:
+    """Sampler of every image in order, up to a multiple of the number of processes."""
+
+    def __init__(self, num_images: int, world: int) -> None:
+        self.num_images = num_images
+        self.num_samples = -(-num_images // world) * world
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def order(self, epoch: int) -> Tensor:
+        return torch.arange(self.num_samples, device='cpu') % self.num_images
 
 
 def _has_size(images: Any, input_size: Any, channels: bool = True) -> bool:

@@ -33,6 +33,7 @@ from .ending import (
 )
 from .errors import ConfigError, one_line
 from .final_metrics import final_metrics, method_facts, metrics_of_both, summary_table
+from .finetuning import apply_finetuning, finetuning_facts, initialize_classifier, network_objective
 from .fingerprint import check_fingerprint, fingerprint
 from .memory_format import is_channels_last
 from .options import Options, check_names, parse_options
@@ -107,8 +108,8 @@ def run(options: Options) -> dict[str, Any]:
     options = _with_model(options, data, accelerator)
     folder, checkpoint = agree_on_folder(options, accelerator)
     with folder.removed_if_untrained():
-        setup = _set_up(options, data, accelerator, folder)
-        objective = NetworkObjective(setup.model)
+        setup = _set_up(options, data, accelerator, folder, new=checkpoint is None)
+        objective = network_objective(setup.stage, setup.model)
         trainer = setup.stage.build(objective)
         if options.run.dry_run:
             _try_steps(options, setup.stage, trainer)
@@ -141,10 +142,12 @@ class Setup:
         stage: The first stage.
         model: The network, and what rebuilds it from a saved folder.
         model_args: Arguments of ``timm.create_model`` that rebuild the network from a saved folder.
+        tuning: Fine-tuning method and number of trained parameters, for ``metrics.json``.
     """
     stage: Stage
     model: nn.Module
     model_args: dict[str, Any]
+    tuning: dict[str, Any]
 
 
 def _check_before_data(options: Options) -> None:
@@ -191,19 +194,27 @@ def _try_steps(options: Options, stage: Stage, trainer: Trainer) -> None:
     _leave(stage.accelerator)
 
 
-def _set_up(options: Options, data: DataParts, accelerator: Accelerator, folder: RunFolder) -> Setup:
-    """Rules and network; everything that can be refused is refused here or in ``Stage.build``."""
+def _set_up(
+        options: Options, data: DataParts, accelerator: Accelerator, folder: RunFolder, new: bool) -> Setup:
+    """Rules and network; everything that can be refused is refused here or in ``Stage.build``.
+
+    The classifier of a ``new`` run is initialised; a resumed one takes that of its checkpoint.
+    """
     set_seed(options.run.seed)  # after the data, because their check draws random numbers unless it is remembered
     rules = MetricRules.of(options.evaluation, data.distribution, options.run.seed)
     cosine = build.cosine_scale(options.model, options.loss.loss)
     model, model_args = build.build_model(options.model, data.distribution.num_classes, cosine)
+    apply_finetuning(options.finetune, model)
     final = check_second_stage(options, data, model) if options.second_stage.stage2 else model
     if options.posthoc.posthoc:
         check_posthoc_classifier(options.posthoc, final)
     config = build.data_config(options.model, model)
     build.check_forward(options.model, model, config['input_size'], options.data.batch_size)
     pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
-    return Setup(Stage(options, accelerator, folder, data, pipeline, rules), model, model_args)
+    stage = Stage(options, accelerator, folder, data, pipeline, rules)
+    if new and not options.run.dry_run:
+        initialize_classifier(stage, model)
+    return Setup(stage, model, model_args, finetuning_facts(options.finetune, model))
 
 
 def _write_head(options: Options, stage: Stage) -> None:
@@ -221,7 +232,7 @@ def _evaluate_and_write(
     """Second stage, correction and metrics of a trained model; writes weights, metrics and predictions."""
     stage = setup.stage
     folder, first = stage.folder, stage.result(objective, trainer)
-    metrics = method_facts(options) | final_metrics(stage.rules, first, stage.data, stage.accelerator)
+    metrics = method_facts(options) | setup.tuning | final_metrics(stage.rules, first, stage.data, stage.accelerator)
     final, exported = first, first
     of_exported = metrics
     if options.second_stage.stage2:
@@ -266,9 +277,10 @@ def _announce(options: Options, stage: Stage, trainer: Trainer) -> None:
     if not accelerator.is_main_process:
         return
     _logger.info(
-        '%s: %s\n%s, %d parameters, %s; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
+        '%s: %s\n%s, %d parameters%s, %s; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
         options.data.dataset or options.data.data_dir, stage.data.distribution, options.model.model,
-        sum(p.numel() for p in model.parameters()), 'channels-last' if is_channels_last(model) else 'contiguous',
+        sum(p.numel() for p in model.parameters()), _trained_share(options, model),
+        'channels-last' if is_channels_last(model) else 'contiguous',
         options.loss.loss, options.optimizer.opt, options.data.sampler, accelerator.num_processes, accelerator.device,
         stage.folder.path)
     if ema is not None and ema.use_warmup and not options.model.model_ema_warmup:
@@ -277,6 +289,11 @@ def _announce(options: Options, stage: Stage, trainer: Trainer) -> None:
             '--model-ema warms up, because a decay of %g would keep %.0f%% of the initial weights after %d updates; it '
             'ends at %.4g', options.model.model_ema_decay, 100 * build.initial_share(options.model, updates), updates,
             ema.get_decay(updates))
+
+
+def _trained_share(options: Options, model: nn.Module) -> str:
+    facts = finetuning_facts(options.finetune, model)
+    return f', {facts["num_tuned_parameters"]} of them trained ({facts["finetune"]})' if facts else ''
 
 
 def _leave(accelerator: Accelerator) -> None:

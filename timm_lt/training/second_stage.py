@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .._files import whole_file
 from .._registry import LOSSES, SECOND_STAGES
-from ..data import EpochBatches
 from ..models.cosine_classifier import CosineClassifier
 from ..two_stage import SecondStageMethod, create_second_stage
 from . import build
@@ -22,7 +21,8 @@ from .checkpoint import find_checkpoint
 from .checks import check_second_stage_sample_values
 from .errors import ConfigError
 from .evaluation import evaluate
-from .head_learner import FeatureLoader, FeatureModel, FrozenModel, HeadLearner
+from .features import FeatureModel, feature_loader
+from .head_learner import FrozenModel, HeadLearner
 from .learner import Learner
 from .options import Options, SecondStageOptions
 from .outputs import RunFolder
@@ -231,16 +231,9 @@ class HeadObjective:
         self.frozen = FrozenModel(self.model, self.method)
 
     def loader(self, stage: Stage) -> Any:
-        options, accelerator = stage.options, stage.accelerator
         if self.features is None:
-            return stage.pipeline.training(stage.data.train, options.schedule.epochs)
-        try:
-            sampler = stage.pipeline.sampler(self.features[1].cpu(), options.schedule.epochs)
-        except (TypeError, ValueError) as e:
-            raise ConfigError(f'--stage2-sampler {options.data.sampler!r}: {e}') from e
-        batches = EpochBatches(
-            sampler, options.data.batch_size, world=accelerator.num_processes, rank=accelerator.process_index)
-        return FeatureLoader(*self.features, batches, accelerator.device)
+            return stage.pipeline.training(stage.data.train, stage.options.schedule.epochs)
+        return feature_loader(stage, self.features[0][None], self.features[1], '--stage2-sampler')
 
     def learner(self, stage: Stage, criterion: nn.Module, updates_per_epoch: int) -> tuple[Learner, int]:
         options, accelerator = stage.options, stage.accelerator

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._registry import LOSSES
 from .._unwrap import finished_model
 from ..data import PairedLoader
+from ..finetune import merge
 from ..optim import find_sharpness_aware
 from . import build
 from .checkpoint import load_checkpoint
@@ -133,7 +134,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class NetworkObjective:
-    """The first stage: all weights of a network.
+    """The first stage: the weights of a network that are not frozen.
 
     Attributes:
         model: A timm model.
@@ -185,7 +186,7 @@ class NetworkObjective:
         return callbacks
 
     def finish(self, model: nn.Module) -> None:
-        pass
+        merge(model)  # what is evaluated and stored has plain weights, where the method allows it
 
 
 def _weights(ema: Any) -> str:

@@ -7,6 +7,7 @@ from ._command_line import DIGITS_DEFAULTS, build_parser, parse_options
 from ._composed import GROUPS, OPTIONS, Options
 from ._config_file import configuration, differing_keys, load_config, read_args, to_yaml
 from ._data import AugmentationOptions, DataOptions
+from ._finetune import FinetuneOptions
 from ._learning import (
     GKPOptions,
     LossOptions,
@@ -26,8 +27,9 @@ from ._timm_names import NOT_OFFERED
 
 __all__ = [
     'DIGITS_DEFAULTS', 'GROUPS', 'NOT_OFFERED', 'OPTIONS', 'RULES', 'AugmentationOptions', 'DataOptions',
-    'EvaluationOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions', 'OptimizerOptions', 'OptionInfo',
-    'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions', 'SecondStageOptions', 'build_parser',
-    'check_names', 'check_options', 'configuration', 'differing_keys', 'list_recipes', 'load_config', 'option',
-    'options_table', 'parse_options', 'read_args', 'recipe_folder', 'to_yaml',
+    'EvaluationOptions', 'FinetuneOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions',
+    'OptimizerOptions', 'OptionInfo', 'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions',
+    'SecondStageOptions', 'build_parser', 'check_names', 'check_options', 'configuration', 'differing_keys',
+    'list_recipes', 'load_config', 'option', 'options_table', 'parse_options', 'read_args', 'recipe_folder',
+    'to_yaml',
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ._data import AugmentationOptions, DataOptions
+from ._finetune import FinetuneOptions
 from ._learning import (
     GKPOptions,
     LossOptions,
@@ -29,6 +30,7 @@ class Options:
     """
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     loss: LossOptions = field(default_factory=LossOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     gkp: GKPOptions = field(default_factory=GKPOptions)

@@ -19,6 +19,9 @@ class ModelOptions(OptionGroup):
     initial_checkpoint: str = option('', 'weights to start from', metavar='FILE')
     cosine_classifier: bool | None = option(
         None, 'normalise features and class weights; None: where the loss is defined on cosines')
+    cosine_scale: float | None = option(
+        None, 'factor on the cosines, with --cosine-classifier; None: 16, or 1 for a loss that has its own',
+        within='(0, inf)')
     gp: str | None = option(None, "global pooling, e.g. avg, max, avgmax; None: the model's", metavar='POOL')
     drop: float = option(0.0, 'dropout rate', within='[0, 1)')
     drop_path: float | None = option(None, 'stochastic depth rate', within='[0, 1)')

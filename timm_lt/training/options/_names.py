@@ -9,11 +9,13 @@ from ..._registry import LOSSES
 from ..._timm_hooks import optimizer_names
 from ..._validate import nearest_names
 from ...data import list_mixings
+from ...finetune import create_method
 from ...losses._factory import TIMM_LOSS_NAMES
 from ...samplers import list_samplers
 from ...two_stage import list_second_stages
 from ..errors import ConfigError
 from ._composed import Options
+from ._finetune import FinetuneOptions
 
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'plateau', 'wsd', 'rsqrt', 'constant', 'none')
 
@@ -36,6 +38,7 @@ def check_names(options: Options) -> None:
     values = options.flat()
     _check_model(options.model.model)
     _check_optimizer(options.optimizer.opt)
+    _check_finetuning(options.finetune)
     for name, kind, known in NAMES:
         if values[name] and values[name] not in known():
             raise ConfigError(f'unknown {kind} {values[name]!r}. {nearest_names(values[name], known())}')
@@ -50,6 +53,14 @@ def check_names(options: Options) -> None:
 def _check_model(model: str | None) -> None:
     if model is not None and ':' not in model and not timm.is_model(model):
         raise ConfigError(f'unknown model {model!r}. {nearest_names(model, timm.list_models())}')
+
+
+def _check_finetuning(options: FinetuneOptions) -> None:
+    if options.finetune is not None:
+        try:
+            create_method(options.finetune, **options.finetune_kwargs)
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f'--finetune: {e}') from e
 
 
 def _check_optimizer(opt: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from ..._registry import LOSSES
 from ...class_distribution import SPLIT_RULES, parse_split_thresholds
 from ..errors import ConfigError
 from ._composed import OPTIONS, Options
@@ -119,6 +120,23 @@ RULES = (
     Rule(lambda o: o.model.grad_checkpointing and (o.model.torchcompile or '').startswith('eager'),
          '--grad-checkpointing does not work with --torchcompile {torchcompile}, which keeps tensors that BatchNorm '
          'changes in place; use --torchcompile inductor or aot_eager, or leave one of the two out'),
+    Rule(lambda o: o.model.cosine_scale is not None and o.model.cosine_classifier is not True,
+         '--cosine-scale is of --cosine-classifier, which is not given'),
+    Rule(lambda o: o.finetune.finetune_kwargs and o.finetune.finetune is None,
+         '--finetune-kwargs are of --finetune METHOD, which is not given'),
+    Rule(lambda o: (o.finetune.feature_copies or o.finetune.feature_file) and not o.finetune.probes,
+         '--feature-copies and --feature-file are of --finetune head, which is not given'),
+    Rule(lambda o: o.finetune.feature_copies and o.augmentation.no_aug,
+         '--feature-copies makes augmented copies, which --no-aug rules out; leave one of the two out'),
+    Rule(lambda o: o.finetune.finetune not in (None, 'full') and o.model.sync_bn,
+         '--sync-bn has no effect on frozen BatchNorm layers, which --finetune {finetune} leaves; leave it out'),
+    Rule(lambda o: o.finetune.probes and (o.augmentation.mixes or o.augmentation.aug_repeats > 1),
+         '--finetune head trains on features of single images: leave out --mixup, --cutmix and --aug-repeats '
+         '(--feature-copies K computes K augmented copies)'),
+    Rule(lambda o: o.finetune.probes and (o.gkp.gkp or o.optimizer.layer_decay is not None),
+         '--finetune head trains one layer, so --gkp and --layer-decay have no meaning; leave them out'),
+    Rule(lambda o: o.finetune.probes and LOSSES.trait(o.loss.loss, 'views', 1) > 1,
+         '--finetune head has one view of an image, and --loss {loss} compares several; choose another loss'),
     Rule(_leaves_output, '--experiment names a folder inside --output, got {experiment!r}'),
     Rule(lambda o: o.model.in_chans and o.model.input_size and o.model.in_chans != o.model.input_size[0],
          '--in-chans {in_chans} and --input-size {input_size} name different channels; give one'),
