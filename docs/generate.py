@@ -8,6 +8,7 @@ Kinds:
     accuracy FOLDER: ROW; ROW    rows of a results table, after its baseline; without rows the whole table
     cost FOLDER KIND: STEP       rows of the cost tables of a kind (optimizers, losses), a column for each network
     options                      the table of options of ``train_lt.py``
+    table FILE                   the table of a results file
     checkpoints                  the checkpoints that come with the package
 """
 

@@ -9,7 +9,16 @@ from paths import ROOT
 
 import timm_lt
 from timm_lt import posthoc
-from timm_lt._registry import LOSSES, MIXINGS, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES, _constructor_parameters
+from timm_lt._registry import (
+    FINETUNING,
+    LOSSES,
+    MIXINGS,
+    OPTIMIZERS,
+    POSTHOC,
+    SAMPLERS,
+    SECOND_STAGES,
+    _constructor_parameters,
+)
 from timm_lt.evaluate.cli import build_parser as evaluation_parser
 from timm_lt.gkp import GKP
 from timm_lt.losses import DeferredReweighting
@@ -19,7 +28,7 @@ from timm_lt.training.options import build_parser
 
 METHODS = ROOT / 'docs' / 'methods'
 FOLDERS = {'losses': LOSSES, 'samplers': SAMPLERS, 'mixing': MIXINGS, 'optimizers': OPTIMIZERS,
-           'second_stages': SECOND_STAGES, 'corrections': POSTHOC}
+           'second_stages': SECOND_STAGES, 'corrections': POSTHOC, 'finetune': FINETUNING}
 HEADINGS = ['Idea', 'Equation', 'When to use it', 'Settings', 'Cost', 'Measured here', 'Paper and released code',
             'Citation']
 # cards of what no registry holds
@@ -39,7 +48,7 @@ SHARED = {
     'mixing': {'class_counts'},
     'optimizers': {*parameters(SharpnessAware), 'class_counts', 'tail_weight', 'loader', 'splits'},
     'second_stages': {'class_counts'},
-    'corrections': {'logits', 'class_counts', 'classifier'},
+    'corrections': {'logits', 'class_counts', 'classifier'}, 'finetune': set(),
 }
 CARDS = sorted(path.relative_to(METHODS).with_suffix('').as_posix() for path in METHODS.glob('*/*.md'))
 
@@ -100,8 +109,14 @@ def test_options_in_the_text_exist(path):
 def test_tables_of_the_readme_and_the_overview_link_to_the_cards(kind):
     readme, overview = (ROOT / 'README.md').read_text(), (METHODS / 'index.md').read_text()
     for info in FOLDERS[kind].infos():
-        assert f'[`{info.name}`](docs/methods/{kind}/{info.name}.md)' in readme
+        if kind != 'finetune':  # of these the README links to the guide
+            assert f'[`{info.name}`](docs/methods/{kind}/{info.name}.md)' in readme
         assert f'| [`{info.name}`]({kind}/{info.name}.md) |' in overview
+
+
+def test_the_guide_links_to_every_fine_tuning_method():
+    text = (ROOT / 'docs' / 'guides' / 'fine_tuning.md').read_text()
+    assert all(f'| [`{info.name}`](../methods/finetune/{info.name}.md)' in text for info in FINETUNING.infos())
 
 
 def test_every_network_is_on_its_page():

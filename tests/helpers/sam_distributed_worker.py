@@ -4,6 +4,7 @@ import copy
 import sys
 import warnings
 
+import timm
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.nn.parallel import DistributedDataParallel as DDP
 from worker import leave
 
+from timm_lt import finetune
 from timm_lt.optim import BatchClosure, optimizer_step
 
 warnings.simplefilter('ignore')
@@ -73,6 +75,24 @@ def check_processes_equal_one_process_with_the_joint_batch(wrap=lambda model, op
                 optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y), clip_grad=0.5)
             parameters = [p.full_tensor() if hasattr(p, 'full_tensor') else p for p in model.parameters()]
             close(flat(parameters), flat(alone.parameters()), f'{name} {kind}')
+
+
+def check_a_tuned_network_equals_that_of_one_process_with_the_joint_batch():
+    for method, name in (('lora', 'momentum'), ('lora', 'sam'), ('adaptformer', 'sam')):
+        torch.manual_seed(0)
+        alone = timm.create_model('test_vit', num_classes=3, img_size=16, patch_size=8).double()
+        finetune.apply(alone, method)
+        start = {n: p.detach().clone() for n, p in alone.named_parameters() if not p.requires_grad}
+        model = DDP(copy.deepcopy(alone))
+        optimizer, single = (timm.optim.create_optimizer_v2(m, name, lr=0.1, momentum=0.9) for m in (model, alone))
+        for _ in range(2):
+            x, y = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.arange(4) % 3
+            optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), share(x), share(y)), clip_grad=0.5)
+            optimizer_step(single, BatchClosure(alone, nn.CrossEntropyLoss(), x, y), clip_grad=0.5)
+        assert_bit_equal({n: p for n, p in model.module.named_parameters() if n in start}, start)
+        finetune.merge(model)
+        finetune.merge(alone)
+        close(flat(model.parameters()), flat(alone.parameters()), f'{method} {name}')
 
 
 def check_gradients_as_bucket_views_equal_one_process():

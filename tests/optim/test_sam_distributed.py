@@ -14,6 +14,7 @@ CHECKS = {
     2: [
         'static_graph_is_refused',
         'processes_equal_one_process_with_the_joint_batch',
+        'a_tuned_network_equals_that_of_one_process_with_the_joint_batch',
         'gradients_as_bucket_views_equal_one_process',
         'uneven_shares_and_class_weights_and_micro_batches_equal_the_joint_batch',
         'batchnorm_passes_are_those_of_each_process_and_replicas_stay_bit_equal_over_100_steps',

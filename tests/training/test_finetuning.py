@@ -96,8 +96,10 @@ def reproduced(folder, model):
     return np.array_equal(evaluated(folder, model)[0].numpy(), np.load(folder / 'predictions.npz')['logits'])
 
 
-def test_adaptformer_is_stored_with_its_layers_and_hub_load_restores_it(tmp_path, pretrained):
-    metrics = run(tmp_path, *VIT, '--initial-checkpoint', pretrained['test_vit'], '--finetune', 'adaptformer',
+def test_adaptformer_is_stored_with_its_layers_and_hub_load_restores_it(tmp_path):
+    source = timm.create_model('test_vit', num_classes=7, img_size=16, patch_size=8)  # pretrained on other classes
+    timm.models.save_for_hf(source, tmp_path / 'source')
+    metrics = run(tmp_path, '--model', f'local-dir:{tmp_path / "source"}', '--pretrained', '--finetune', 'adaptformer',
                   '--cosine-classifier', '--cosine-scale', '25', '--head-init', 'class_mean', '--opt', 'sam')
     folder = tmp_path / 'run' / 'hub'
     config = json.loads((folder / 'config.json').read_text())
@@ -105,6 +107,8 @@ def test_adaptformer_is_stored_with_its_layers_and_hub_load_restores_it(tmp_path
     checkpoint = timm_lt.hub.load(tmp_path / 'run')
     assert checkpoint.model.get_classifier().scale == 25 and checkpoint.recipe['finetune'] == 'adaptformer'
     assert checkpoint.num_parameters == metrics['num_parameters']
+    state = checkpoint.model.state_dict()
+    assert torch.equal(state['blocks.1.attn.qkv.weight'], source.state_dict()['blocks.1.attn.qkv.weight'])
     assert reproduced(tmp_path / 'run', checkpoint.model)
     assert 'AdaptFormer' in (folder / 'README.md').read_text()
 

@@ -1,7 +1,8 @@
 """Every recipe loads strictly, builds what it names, and runs two steps on made data.
 
-Made images of 32x32 pixels stand in for the data; ``resnet20_cifar`` stands in for the network, whose real one is built
-without memory (device ``meta``); batches have 16 images; 8,142 and 1,000 classes become 20.
+Made images of 32x32 pixels stand in for the data; ``resnet20_cifar``, or ``test_vit`` where one is tuned, stands in for
+the network, whose real one is built without memory (device ``meta``). Batches have 16 images; 8,142 and 1,000 classes
+become 20.
 """
 
 from pathlib import Path
@@ -19,6 +20,7 @@ from timm_lt.training import build
 from timm_lt.training.config import METADATA, ConfigError, load_config, parse_args, to_yaml
 from timm_lt.training.data import DataParts
 from timm_lt.training.device import make_accelerator
+from timm_lt.training.finetuning import apply_finetuning, initialize_classifier
 from timm_lt.training.options import check_names
 from timm_lt.training.outputs import RunFolder
 from timm_lt.training.pipeline import InputPipeline
@@ -119,7 +121,10 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     check_names(options)
     with torch.device('meta'):
         timm.create_model(options.model.model, num_classes=options.data.num_classes or 10)
-    options = options.replace(model='resnet20_cifar', pretrained=False, batch_size=16, workers=0, quiet=True)
+    stand_in = {'model': 'resnet20_cifar'}
+    if options.finetune.finetune:
+        stand_in = {'model': 'test_vit', 'img_size': 32, 'model_kwargs': {'patch_size': 8}}
+    options = options.replace(**stand_in, pretrained=False, batch_size=16, workers=0, quiet=True)
     if options.gkp.gkp:
         options = options.replace(gkp_kwargs={**options.gkp.gkp_kwargs, 'regroup_every': 1})
     data = made_parts(PUBLISHED_CLASSES.get(options.data.dataset.removeprefix('torch/'), 20))
@@ -127,10 +132,12 @@ def test_recipe_loads_strictly_builds_and_runs_two_steps(name, tmp_path):
     torch.manual_seed(0)
     cosine = build.cosine_scale(options.model, options.loss.loss)
     model, _ = build.build_model(options.model, data.distribution.num_classes, cosine)
+    apply_finetuning(options.finetune, model)
     config = build.data_config(options.model, model)
     pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
     rules = MetricRules(data.distribution, 'thirds')
     stage = Stage(options, accelerator, RunFolder(tmp_path), data, pipeline, rules)
+    initialize_classifier(stage, model)
     trainer = stage.build(NetworkObjective(model))
     learner, epochs = trainer.learner, options.schedule.epochs
     assert trainer.epochs == epochs
