@@ -3,14 +3,14 @@
 
     python benchmarks/finetune.py --pretrain hfds/PATH/tiny100 --tune hfds/PATH/cifar10 [--networks vit resnet]
         [--tunings scratch head full lora lora_sam] [--losses ce balanced_softmax] [--seeds 0 1 2]
-        [--pretrain-epochs 30] [--epochs 20] [--images-per-class N] [--output finetune]
+        [--pretrain-epochs 30] [--pretrain-images N] [--epochs 20] [--images-per-class N] [--output finetune]
 
 Each network is pretrained once on the balanced set, then tuned on a long-tailed subset (imbalance ratio 100) of the
 other: every tuning with every loss and seed, each a run of ``train_lt.py``. A run that was killed goes on where it
 ended; one that is finished is not repeated. Written to ``--output``: the run folders, ``results.json`` and
 ``results.md`` (mean and standard deviation over seeds). The last epoch is reported; nothing is chosen on the test set.
 
-Rates were not searched: AdamW at 1e-3 for ``vit`` and SGD at 0.1 for ``resnet`` from scratch and in pretraining, a
+Rates were not searched: AdamW at 1e-3 for the ViTs and SGD at 0.1 for ``resnet`` from scratch and in pretraining, a
 fifth of it for ``full``, the rate itself for what trains few parameters.
 """
 
@@ -27,10 +27,11 @@ from _report import provenance
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ('top1', 'many', 'medium', 'few')
-VIT = '--model vit_tiny_patch16_224 --img-size 32 --model-kwargs patch_size=4 embed_dim=96 depth=4 num_heads=3'
+VIT = '--model vit_tiny_patch16_224 --img-size 32 --model-kwargs'
 # options that name the network, learning rate, optimizer, weight decay
 NETWORKS = {
-    'vit': (VIT, 1e-3, 'adamw', 0.05),
+    'vit': (f'{VIT} patch_size=4 embed_dim=192 depth=6 num_heads=3', 1e-3, 'adamw', 0.05),  # 2.7 M parameters
+    'small_vit': (f'{VIT} patch_size=8 embed_dim=96 depth=4 num_heads=3', 1e-3, 'adamw', 0.05),  # 0.5 M
     'resnet': ('--model resnet32_cifar', 0.1, 'momentum', 5e-4),
 }
 # options beside those of the network, factor on the rate, whether pretrained weights are the start
@@ -53,9 +54,11 @@ class Run:
 
 def pretraining(args: argparse.Namespace, network: str) -> Run:
     options, rate, opt, decay = NETWORKS[network]
+    images = args.pretrain_images
+    cap = ['--imbalance-ratio', '1', '--images-per-class', str(images)] if images else []
     return Run(f'{network}-pretrain', (
         *options.split(), *COMMON.split(), '--dataset', args.pretrain, '--loss', 'ce', '--seed', '0',
-        '--opt', opt, '--weight-decay', str(decay), '--epochs', str(args.pretrain_epochs), '--lr', str(rate)))
+        *cap, '--opt', opt, '--weight-decay', str(decay), '--epochs', str(args.pretrain_epochs), '--lr', str(rate)))
 
 
 def tuning(args: argparse.Namespace, network: str, name: str, loss: str, seed: int) -> Run:
@@ -116,7 +119,8 @@ def write(args: argparse.Namespace, results: dict[tuple[str, str, str], list[dic
     entries = [{'network': n, 'tuning': t, 'loss': loss, 'runs': runs} for (n, t, loss), runs in results.items()]
     (args.output / 'results.json').write_text(json.dumps(entries, indent=1))
     images = next(iter(results.values()))[0]['num_train_images']
-    head = (f'Pretrained on {Path(args.pretrain).name}, {args.pretrain_epochs} epochs; tuned on '
+    pretraining_images = f'{args.pretrain_images} images a class, ' if args.pretrain_images else ''
+    head = (f'Pretrained on {Path(args.pretrain).name}, {pretraining_images}{args.pretrain_epochs} epochs; tuned on '
             f'{Path(args.tune).name}, imbalance ratio 100, {images:,} images, {args.epochs} epochs; last epoch. MiB: '
             f'peak memory of the process. Commit, torch and hardware: '
             f'{", ".join(provenance().values())}.\n\n')
@@ -127,11 +131,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--pretrain', required=True, help='balanced set')
     parser.add_argument('--tune', required=True, help='set whose long-tailed subset is learnt')
-    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=['vit', 'resnet'])
     parser.add_argument('--tunings', nargs='+', choices=TUNINGS, default=list(TUNINGS))
     parser.add_argument('--losses', nargs='+', default=['ce', 'balanced_softmax'])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--pretrain-epochs', type=int, default=30)
+    parser.add_argument('--pretrain-images', type=int, help='images of each class in pretraining; default: all')
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--images-per-class', type=int, help='images of the largest class; default: all')
     parser.add_argument('--output', type=Path, default=Path('finetune'))
