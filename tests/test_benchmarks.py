@@ -7,6 +7,7 @@ from argparse import Namespace
 import _steps
 import accuracy
 import cost
+import finetune
 import pytest
 import torch
 
@@ -124,3 +125,19 @@ def test_a_report_on_finished_runs_counts_only_runs_that_it_made(tmp_path, monke
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['this command']['runs'] == 0 and '0 of 2 runs made' in capsys.readouterr().out
     assert [row['row'] for row in results['rows']] == ['ce']
+
+
+def test_the_fine_tuning_benchmark_plans_runs_that_the_script_understands(tmp_path):
+    args = finetune.parse(['--pretrain', 'a', '--tune', 'timm_lt/digits', '--output', str(tmp_path),
+                           '--images-per-class', '20'])
+    for network in finetune.NETWORKS:
+        for name in finetune.TUNINGS:
+            options = parse_args(list(finetune.tuning(args, network, name, 'ce', 1).options))
+            check_names(options)
+            assert (options.run.seed, options.data.imbalance_ratio, options.data.images_per_class) == (1, 100, 20)
+            assert options.model.pretrained == (name != 'scratch')
+        check_names(parse_args(list(finetune.pretraining(args, network).options)))
+    runs = [{'top1': 40.0, 'many': 50.0, 'medium': 30.0, 'few': None, 'num_tuned_parameters': 1234,
+             'num_parameters': 5678, 'wall_seconds': 3.0, 'peak_mebibytes': 700.0}]
+    row = finetune.table({('vit', 'lora', 'ce'): [runs[0], {**runs[0], 'top1': 42.0}]}).splitlines()[-1]
+    assert row == '| vit | lora | ce | 2 | 41.0 ± 1.4 | 50.0 ± 0.0 | 30.0 ± 0.0 | absent | 1,234 | 3 | 700 |'

@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 import timm_lt
+from timm_lt.training import build, main
 from timm_lt.training import features as feature_module
-from timm_lt.training import main
 from timm_lt.training.config import parse_args
+from timm_lt.training.console import EpochLines
 from timm_lt.training.data import build_data
 from timm_lt.training.device import make_accelerator
 from timm_lt.training.evaluation import evaluate
@@ -156,7 +157,9 @@ def test_features_are_computed_once_kept_and_taken_by_another_run(tmp_path, pret
     assert 'weights' in capsys.readouterr().err
 
 
-def test_features_without_copies_are_those_of_the_evaluation_transform(tmp_path, pretrained):
+def test_features_without_copies_are_those_of_the_evaluation_transform(tmp_path, pretrained, monkeypatch):
+    shown = []
+    monkeypatch.setattr(EpochLines, 'of', lambda self, row: shown.append(row) or '')
     start = ['--initial-checkpoint', pretrained['resnet20_cifar'], *RESNET]
     run(tmp_path, *start, '--finetune', 'head', '--val-fraction', '0.2', '--opt', 'sam', '--model-ema')
     kept = load_file(str(tmp_path / 'run' / 'features.safetensors'))
@@ -164,6 +167,22 @@ def test_features_without_copies_are_those_of_the_evaluation_transform(tmp_path,
     features, targets = evaluated(tmp_path / 'run', FeatureModel(network), 'train')
     assert torch.equal(kept['targets'], targets) and torch.equal(kept['features'][0], features)
     assert reproduced(tmp_path / 'run', network)
+    logits, targets = evaluated(tmp_path / 'run', network, 'validation')
+    assert shown[-1]['val_top1'] == pytest.approx(100 * float((logits.argmax(1) == targets).float().mean()))
+
+
+def test_the_moving_average_shares_the_frozen_weights():
+    model = timm_lt.finetune.apply(timm.create_model('test_resnet', num_classes=3), 'bias')
+    ema = build.build_ema(parse_args(['--model-ema', '--model-ema-decay', '0.5']).model, model, updates=100)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in timm_lt.finetune.tuned_parameters(model).values():
+            p.add_(1)
+    ema.update(model, 1000)
+    for name, average in ema.module.named_parameters():
+        p = model.get_parameter(name)
+        assert (average.data_ptr() == p.data_ptr()) != p.requires_grad
+        torch.testing.assert_close(average.detach(), start[name] + 0.5 * p.requires_grad)
 
 
 @pytest.mark.parametrize('options, message', [

@@ -1,6 +1,7 @@
 """Logits of a model, metrics of a validation part, and the epoch that is reported."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..evaluate import gather_predictions
 from .checkpoint import load_checkpoint
+from .learner import Learner
 from .outputs import RunFolder
 from .results import MetricRules
 from .trainer import Trainer
@@ -34,15 +36,20 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[T
     return logits, targets
 
 
-def validation_metrics(loader: Any, rules: MetricRules) -> Callable[[Trainer], dict[str, Any]]:
+def validation_metrics(
+        loader: Any,
+        rules: MetricRules,
+        model_of: Callable[[Learner], nn.Module] = attrgetter('plain_model'),
+) -> Callable[[Trainer], dict[str, Any]]:
     """A function that measures a trainer's model on the validation part.
 
     Args:
-        loader: Gives the images of the validation part.
+        loader: Gives the images of the validation part, or their features.
         rules: How metrics are computed.
+        model_of: The model of a learner that takes what the loader gives.
     """
     def validate(trainer: Trainer) -> dict[str, Any]:
-        model = rules.evaluated(trainer.learner.plain_model)
+        model = rules.evaluated(model_of(trainer.learner))
         result = rules.report(*evaluate(model, loader, trainer.accelerator), bootstrap=0)
         names = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', trainer.eval_metric)
         return {k: result[k] for k in dict.fromkeys(names)}

@@ -1,5 +1,6 @@
 """``--finetune head``: a network's classifier, trained as a network of its own on features that are computed once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -7,9 +8,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._classifier import find_classifier, kind_of_classifier
+from .._unwrap import unwrap_model
 from .errors import ConfigError
-from .features import FeatureLoader, feature_loader, training_features
+from .evaluation import evaluate, validation_metrics
+from .features import FeatureLoader, FeatureModel, feature_loader, training_features
 from .stage import NetworkObjective
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -62,3 +66,14 @@ class ProbeObjective(NetworkObjective):
         network = model.plain_model().to(stage.accelerator.device)
         features = training_features(stage, network)
         return feature_loader(stage, features.values, features.targets, '--sampler')
+
+    def validation(self, stage: 'Stage') -> Callable[[Trainer], dict[str, Any]]:
+        if stage.rules.tta > 1:  # several views of an image
+            return super().validation(stage)
+        model: Any = self.model
+        accelerator = stage.accelerator
+        loader = stage.pipeline.evaluation(stage.data.validation)
+        features, targets = evaluate(FeatureModel(model.plain_model()), loader, accelerator)
+        own = slice(accelerator.process_index, None, accelerator.num_processes)
+        batches = [(features[own].to(accelerator.device), targets[own].to(accelerator.device))]
+        return validation_metrics(batches, stage.rules, lambda learner: unwrap_model(learner.eval_model)[0])

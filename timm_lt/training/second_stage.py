@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from .learner import Learner
 from .options import Options, SecondStageOptions
 from .outputs import RunFolder
 from .results import StageResult
-from .stage import Stage
-from .trainer import Callback
+from .stage import Stage, image_validation
+from .trainer import Callback, Trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -246,6 +247,9 @@ class HeadObjective:
             accelerator, prepared, criterion, optimizer, scheduler, options.optimizer.clip_grad,
             options.optimizer.clip_mode, frozen=self.frozen, cached=self.features is not None)
         return learner, epochs
+
+    def validation(self, stage: Stage) -> Callable[[Trainer], dict[str, Any]]:
+        return image_validation(stage)
 
     def callbacks(self, stage: Stage, criterion: nn.Module) -> tuple[Callback, ...]:
         return (self.frozen,)

@@ -1,6 +1,7 @@
 """One stage of training, from an objective, images and loop options to a trained model and its logits."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +41,9 @@ class Objective(Protocol):
 
     def learner(self, stage: 'Stage', criterion: nn.Module, updates_per_epoch: int) -> tuple[Learner, int]:
         """The learner, prepared by the stage's accelerator, and the number of epochs."""
+
+    def validation(self, stage: 'Stage') -> Callable[[Trainer], dict[str, Any]]:
+        """A function that measures the trainer's model on the validation part."""
 
     def callbacks(self, stage: 'Stage', criterion: nn.Module) -> tuple[Callback, ...]:
         """Actions beside the steps."""
@@ -89,7 +93,7 @@ class Stage:
         torch.manual_seed(options.run.seed + accelerator.process_index)
         validate = None
         if self.data.validation is not None:
-            validate = validation_metrics(self.pipeline.evaluation(self.data.validation), self.rules)
+            validate = objective.validation(self)
         return Trainer(
             learner, windows, epochs, self.rules.splits, self.folder, options.run, validate=validate,
             eval_metric=options.evaluation.eval_metric, patience=options.schedule.patience,
@@ -176,6 +180,9 @@ class NetworkObjective:
             accelerator, model, criterion, optimizer, scheduler, options.optimizer.clip_grad,
             options.optimizer.clip_mode, ema), epochs
 
+    def validation(self, stage: 'Stage') -> Callable[[Trainer], dict[str, Any]]:
+        return image_validation(stage)
+
     def callbacks(self, stage: 'Stage', criterion: nn.Module) -> tuple[Callback, ...]:
         options, distribution = stage.options, stage.data.distribution
         callbacks = build.build_drw(options.loss, criterion, distribution)
@@ -187,6 +194,11 @@ class NetworkObjective:
 
     def finish(self, model: nn.Module) -> None:
         merge(model)  # what is evaluated and stored has plain weights, where the method allows it
+
+
+def image_validation(stage: Stage) -> Callable[[Trainer], dict[str, Any]]:
+    """A function that measures the network of a trainer on the validation images."""
+    return validation_metrics(stage.pipeline.evaluation(stage.data.validation), stage.rules)
 
 
 def _weights(ema: Any) -> str:
