@@ -78,6 +78,7 @@ METHODS = {
     # its figures with prediction re-balancing (transductive) stand in the same run
     'gala': Method('--loss gala --posthoc rebalance --posthoc-kwargs tau=1.0 transductive=True', 'gala'),
     'bcl': Method('--loss bcl', 'bcl'),
+    'balpoe': Method('--experts 3 --loss balpoe', 'balpoe'),
     'proco': Method('--loss proco', 'proco'),
     'remix': Method('--loss balanced_softmax --mix remix'),
     'cmo': Method('--loss balanced_softmax --mix cmo'),

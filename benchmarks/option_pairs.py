@@ -39,7 +39,7 @@ LEVELS = {
     'model': ('', 'resnet32_cifar', 'cosine_network --model-kwargs network=resnet20_cifar', 'test_vit --img-size 32',
               'test_convnext --input-size 3 32 32'),
     'loss': ('', 'ce', 'logit_adjustment', 'ldam', 'vs', 'focal', 'class_balanced', 'eql', 'las', 'gcl', 'lade', 'gala',
-             'bcl', 'proco', 'bce', 'poly'),
+             'bcl', 'proco', 'balpoe --experts 3', 'bce', 'poly'),
     'opt': ('', 'momentum', 'adamw', 'sam', 'asam', 'gsam', 'friendlysam', 'looksam', 'gnp', 'rwp', 'imbsam', 'ssesam',
             'focalsam', 'ccsam', 'gsa', 'gsa --gkp', 'lookahead_sam', 'lion'),
     'opt_kwargs': ('', 'batchnorm=stacked', 'every=2', 'base=adamw'),
@@ -111,6 +111,10 @@ REFUSED = (
      {'cosine_classifier': (True,), 'loss': ('ldam', 'gcl', 'bcl'),
       'model': ('cosine_network --model-kwargs network=resnet20_cifar',)}),
     ({'stage2': ('tau_norm --stage2-kwargs tau=0.7',)}, {'cosine_classifier': (True,)}),
+    ({'loss': ('balpoe --experts 3',)},
+     {'model': ('test_vit --img-size 32', 'test_convnext --input-size 3 32 32',
+                'cosine_network --model-kwargs network=resnet20_cifar'),
+      'head_init_scale': ('0.1 --head-init-bias -2',)}),
     ({'loss': ('bce',)}, {'opt': ('imbsam', 'ssesam', 'focalsam', 'ccsam', 'gsa', 'gsa --gkp')}),
 )
 

@@ -28,6 +28,7 @@ OPTIONS = {
     'gcl': [dict(noise_factor=1.0), dict(noise_std=0.1), dict(margin=0.1), dict(scale=20.0), dict(focal_gamma=1.0)],
     'lade': [dict(regularizer_weight=0.5), dict(remine_lambda=0.5), dict(variant='released')],
     'gala': [dict(lambda1=0.5), dict(lambda2=0.2), dict(epsilon=0.1), dict(variant='released')],
+    'balpoe': [dict(taus=[0.0, 1.0])],
     'proco': [dict(contrastive_weight=0.1), dict(temperature=0.5), dict(tau=0.5)],
     'bcl': [dict(classification_weight=1.0), dict(contrastive_weight=0.1), dict(temperature=0.5), dict(tau=0.5)],
 }

@@ -67,7 +67,7 @@ def test_timm_names_pass_through_untouched(options):
 
 
 def test_list_holds_the_losses_on_logits():
-    expected = 'balanced_softmax class_balanced eql focal gala gcl lade las ldam logit_adjustment vs'.split()
+    expected = 'balanced_softmax balpoe class_balanced eql focal gala gcl lade las ldam logit_adjustment vs'.split()
     assert list_losses() == expected
     assert sorted(set(NAMES) - set(expected)) == ['bcl', 'proco']
     assert list_losses('*soft*') == ['balanced_softmax']

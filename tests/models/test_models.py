@@ -18,7 +18,7 @@ def images(n=2, size=32):
 
 
 def test_networks_are_listed_by_timm():
-    assert timm_lt.list_networks() == sorted([*PARAMETERS, 'adaptformer_network', 'cosine_network'])
+    assert timm_lt.list_networks() == sorted([*PARAMETERS, 'adaptformer_network', 'cosine_network', 'experts_network'])
     assert set(PARAMETERS) <= set(timm.list_models('*cifar*'))
 
 

@@ -23,6 +23,8 @@ NETWORKS = {
     'cosine resnet': ('cosine_network', {'network': 'test_resnet'}),
     'cosine resnet20': ('cosine_network', {'network': 'resnet20_cifar', 'learnable_scale': True}),
     'cosine vit': ('cosine_network', {'network': 'test_vit'}),
+    'experts resnet20': ('experts_network', {'network': 'resnet20_cifar', 'num_experts': 2}),
+    'experts resnet': ('experts_network', {'network': 'test_resnet', 'cosine_scale': 8.0}),
     'adaptformer vit': ('adaptformer_network', {'network': 'test_vit', 'cosine_scale': 25.0}),
 }
 CONVOLUTIONAL = [n for n in NETWORKS if 'vit' not in n]
@@ -117,7 +119,7 @@ def test_grad_checkpointing_gives_the_same_gradient(network):
 
 
 @pytest.mark.parametrize('feature_cls', ['list', 'getter', 'fx'])
-@pytest.mark.parametrize('network', CONVOLUTIONAL)
+@pytest.mark.parametrize('network', [n for n in CONVOLUTIONAL if 'experts' not in n])  # refused
 def test_features_only_gives_every_stage(network, feature_cls):
     model = create(network, features_only=True, feature_cls=feature_cls).eval()
     assert (feature_cls == 'fx') == isinstance(model, FeatureGraphNet)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .balanced_softmax import LogitAdjustmentLoss as LogitAdjustmentLoss
     from .balanced_softmax import balanced_softmax_loss as balanced_softmax_loss
     from .balanced_softmax import logit_adjustment_loss as logit_adjustment_loss
+    from .balpoe import BalPoELoss as BalPoELoss
     from .bcl import BCLLoss as BCLLoss
     from .bcl import balanced_contrastive_loss as balanced_contrastive_loss
     from .class_balanced import ClassBalancedLoss as ClassBalancedLoss

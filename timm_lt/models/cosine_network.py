@@ -13,6 +13,7 @@ from timm.models import load_pretrained
 
 from .._classifier import find_classifier
 from .._timm_hooks import register_network
+from ._subclass import NetworkMixin, subclass
 from .cosine_classifier import CosineClassifier, use_cosine_classifier
 
 __all__ = ['cosine_network', 'cosine_network_args']
@@ -53,7 +54,7 @@ def cosine_network(
         return create(pretrained=pretrained, pretrained_cfg=pretrained_cfg if saved else None)
     model: Any = create(pretrained=pretrained and not saved)
     plain_class: type = type(model)
-    model.__class__ = _with_cosine_reset(plain_class)
+    model.__class__ = subclass(_CosineReset, plain_class)
     model.cosine_options = {'scale': cosine_scale, 'learnable': learnable_scale}
     if model.num_classes > 0:
         use_cosine_classifier(model, **model.cosine_options)
@@ -65,7 +66,7 @@ def cosine_network(
     return model
 
 
-class _CosineReset:
+class _CosineReset(NetworkMixin):
     """Base class, before that of timm, of a network whose fresh classifiers are cosine classifiers."""
 
     cosine_options: dict[str, Any]
@@ -76,21 +77,6 @@ class _CosineReset:
         network.reset_classifier(num_classes, *args, **kwargs)
         if num_classes > 0:
             use_cosine_classifier(self, **self.cosine_options)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        state = super().__reduce_ex__(protocol)[2]
-        return _empty_network, (type(self).__mro__[2],), state  # pickle finds a class by name; this one has none
-
-
-@functools.cache
-def _with_cosine_reset(network_class: type) -> type:
-    name = f'Cosine{network_class.__name__}'
-    return type(name, (_CosineReset, network_class), {'__module__': network_class.__module__})
-
-
-def _empty_network(network_class: type) -> nn.Module:
-    cls: Any = _with_cosine_reset(network_class)
-    return cls.__new__(cls)
 
 
 def cosine_network_args(model: nn.Module) -> dict[str, Any]:

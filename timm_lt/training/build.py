@@ -79,6 +79,10 @@ def build_model(options: ModelOptions, num_classes: int, cosine: float | None = 
     try:
         # as in timm's script: channels and, where the network has a fixed size, the size of the images
         arguments = timm.models.resolve_model_input_args(options.model, size, **rebuild)
+        if options.experts:
+            own = {'network': arguments['model_name'], 'num_experts': options.experts}
+            rebuild |= own
+            arguments |= {'model_name': 'experts_network', **own}
         if cosine is not None and arguments['model_name'] in list_networks():
             rebuild.setdefault('cosine_scale', cosine)
             arguments['cosine_scale'] = rebuild['cosine_scale']  # also over that of a saved folder

@@ -15,6 +15,9 @@ class ModelOptions(OptionGroup):
     model: str | None = option(
         None, 'any model of timm; None: resnet20_cifar for images of at most 64 pixels a side, else resnet18')
     model_kwargs: dict[str, Any] = option({}, "arguments of timm's create_model")
+    experts: int | None = option(
+        None, 'copies of the last stage and classifier of a ResNet, whose logits are averaged; with --loss balpoe',
+        within='[1, inf)')
     pretrained: bool = option(False, 'start with the published weights')
     initial_checkpoint: str = option('', 'weights to start from', metavar='FILE')
     cosine_classifier: bool | None = option(

@@ -78,6 +78,11 @@ RULES = (
          '--patience follows the validation part: name one by --val-split, or cut it by --val-fraction 0.1'),
     Rule(lambda o: o.data.bad_images == 'skip' and not o.data.check_images,
          '--bad-images skip needs the check of the images: leave out --no-check-images'),
+    Rule(lambda o: o.model.experts and o.loss.loss != 'balpoe',
+         '--experts {experts} needs the loss of each expert: give --loss balpoe, got --loss {loss}'),
+    Rule(lambda o: (o.model.experts or o.loss.loss == 'balpoe') and (
+             o.second_stage.stage2 or o.gkp.gkp or o.posthoc.posthoc == 'tau_normalize'),
+         '--stage2, --gkp and --posthoc tau_normalize need one classifier, and experts have several; leave them out'),
     Rule(lambda o: o.augmentation.mix and o.augmentation.mixup_or_cutmix,
          '--mix {mix} and --mixup or --cutmix both mix the images of a batch; give one'),
     Rule(lambda o: o.augmentation.mix_kwargs and not o.augmentation.mix,
