@@ -58,7 +58,7 @@ ARROWS = {
     'hub': {'data', 'models', 'posthoc'}, 'evaluate': {'data', 'gkp', 'hub'},
     'training': {
         'data', 'evaluate', 'finetune', 'gkp', 'hub', 'losses', 'models', 'optim', 'posthoc', 'samplers', 'two_stage'},
-    'predict': {'data', 'hub'},
+    'predict': {'data', 'evaluate', 'hub'},
     'export': {'data', 'hub', 'posthoc', 'predict'},
     'cli': {'evaluate', 'export', 'hub', 'predict', 'training'},
 }

@@ -13,7 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from paths import ROOT
 from PIL import Image
 
-from timm_lt import _registry, training
+from timm_lt import _registry, cli, training
 from timm_lt.evaluate import cli as evaluation
 from timm_lt.hub import __main__ as hub_command
 from timm_lt.training.options import parse_options
@@ -69,6 +69,7 @@ def split_command(words):
         'train': (['python', 'train_lt.py'],),
         'evaluate': (['python', '-m', 'timm_lt.evaluate'],),
         'hub': (['python', '-m', 'timm_lt.hub'],),
+        'command': (['timm-lt'], ['python', '-m', 'timm_lt']),
     }.items():
         for start in starts:
             if words[:len(start)] == start:
@@ -83,7 +84,18 @@ def split_command(words):
     raise AssertionError(f'no rule for the command {shlex.join(words)}')
 
 
+def run_command(name, options):
+    """A command of timm-lt; exports are torch.export, which costs a tenth of ONNX."""
+    if name in ('train', 'evaluate') and '--help' not in options:
+        return run(name, options)
+    if name == 'predict':
+        options = [*options, '--workers', '0']
+    return cli.main([name, *(option.replace('.onnx', '.pt2') for option in options)])
+
+
 def run(program, options):
+    if program == 'command':
+        return run_command(options[0], options[1:])
     if program == 'train':
         return training.main(reduced(options))
     if program == 'hub':
@@ -99,6 +111,12 @@ def no_report(folder):
 
 def parse(program, options):
     """Check a command without running it."""
+    if program == 'command':
+        program, options = options[0], options[1:]
+        if program not in ('train', 'evaluate', 'hub'):
+            command = next(c for c in cli.COMMANDS if c.name == program)
+            command.build_parser().parse_args(options[:options.index('>')] if '>' in options else options)
+            return
     if program == 'train':
         parse_options(options)
     elif program == 'hub':
@@ -134,6 +152,10 @@ def workplace(tmp_path_factory):
                 pixels = generator.integers(0, 255, (32, 32, 3)).astype(np.uint8)
                 Image.fromarray(pixels).save(root / folder / part / name / f'{k}.png')
                 lines += [f'{part}/{name}/{k}.png {label}'] if part == 'train' else []
+    (root / 'new_photos' / 'inner').mkdir(parents=True)
+    for name in ('1.jpg', 'inner/3.jpg'):
+        Image.fromarray(generator.integers(0, 255, (40, 32, 3)).astype(np.uint8)).save(root / 'new_photos' / name)
+    (root / 'new_photos' / '2.jpg').write_text('no image')
     (root / 'my_images' / 'train.txt').write_text('\n'.join(lines) + '\n')
     (root / 'class_stats.json').write_text(json.dumps({'pos_counts': [500, 50, 5], 'num_samples': 555}))
     (root / 'predictions.csv').write_text('prediction,target\n0,0\n1,1\n2,2\n0,2\n')

@@ -145,7 +145,22 @@ def test_data_with_two_parts_have_one_test_part_of_many_names(name, one, two, sh
     assert data.share_images((one, None), (two, None)) == shared
 
 
-@pytest.mark.parametrize('option', ['open-set-dir', 'open-set-split', 'open-set-score', 'threshold-split'])
+def test_the_threshold_of_a_score_is_kept_in_the_checkpoint(workplace, capsys, tmp_path):
+    copy = shutil.copytree(workplace / 'hub', tmp_path / 'hub')
+    command = options(workplace, checkpoint=copy, output=tmp_path / 'out', **{
+        'open-set': 'folder', 'open-set-dir': workplace / 'others', 'keep-threshold': 'energy'})
+    assert main(command) == 0
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    report = next(r for r in metrics['open_set'] if r['score'] == 'energy')
+    kept = load_network(str(copy)).open_set
+    assert (kept.score, kept.threshold, kept.rule) == ('energy', report['threshold'], report['threshold_rule'])
+    (copy / 'open_set.json').write_text('{"score": "energy"}')
+    assert 'open_set.json is damaged' in one_sentence(capsys, command)
+    assert 'reads logits alone' in one_sentence(capsys, [*command, '--keep-threshold', 'vim'])
+
+
+@pytest.mark.parametrize('option', [
+    'open-set-dir', 'open-set-split', 'open-set-score', 'threshold-split', 'keep-threshold'])
 def test_options_of_an_open_set_without_one_are_refused(option, workplace, capsys):
     value = 'energy' if option == 'open-set-score' else 'x'
     assert f'--{option} is of --open-set NAME' in one_sentence(capsys, options(workplace, **{option: value}))

@@ -184,6 +184,20 @@ def test_the_stored_correction_is_applied_unless_it_is_transductive(checkpoint, 
     assert corrected.probabilities[0] == pytest.approx(shifted[expected] / sum(shifted.values()), rel=1e-4)
 
 
+def test_images_below_the_stored_threshold_are_unknown(checkpoint, photos, tmp_path):
+    plain = list(predict_images(checkpoint, open_source(photos)))
+    sure = [p.probabilities[0] for p in plain if not p.error]
+    try:
+        checkpoint.open_set = hub.OpenSetThreshold('softmax', sorted(sure)[2])
+        summary = predict(checkpoint, photos, tmp_path / 'out.csv')
+    finally:
+        checkpoint.open_set = None
+    rows = [row for row in rows_of(tmp_path / 'out.csv') if not row['error']]
+    assert [row['label'] == 'unknown' for row in rows] == [p < sorted(sure)[2] for p in sure]
+    assert all(row['label'] in ('unknown', row['label_1']) for row in rows)
+    assert summary.labels['unknown'] == 2 and '2 of no known class' in str(summary)
+
+
 def test_scores_that_are_not_finite_are_an_error_of_the_image(photos):
     broken = hub.load('digits')
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The module that is exported, and the facts that go with it."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -44,13 +45,15 @@ def facts_of(checkpoint: Checkpoint, posthoc: PostHoc | None) -> dict[str, Any]:
         posthoc: Correction in the file, or None.
 
     Returns:
-        ``class_names`` in label order (None where the checkpoint has none), ``correction``, ``architecture``, and the
-        preparation of images: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
+        ``class_names`` in label order (None where the checkpoint has none), ``correction``, ``open_set`` (a threshold
+        of the network's plain logits, or None), ``architecture``, and the preparation of images: ``input_size``,
+        ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
     """
     config = resolve_data_config({}, model=checkpoint.model)
     return {
         'class_names': checkpoint.class_names,
         'correction': None if posthoc is None else posthoc.label,
+        'open_set': None if checkpoint.open_set is None else dataclasses.asdict(checkpoint.open_set),
         'architecture': checkpoint.architecture,
         **{name: config[name] for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')},
         'input': f'{INPUT}: float32 (batch, channels, height, width), (pixels / 255 - mean) / std',

@@ -9,9 +9,10 @@ from .folder import write_hub_card, write_hub_folder
 from .loading import Checkpoint, load, shipped
 from .loading import list_shipped as list
 from .network import load_network
+from .open_set import OpenSetThreshold, write_open_set
 from .remote import check_repo_id, has_token, list_remote, pull, push
 
 __all__ = [
-    'Checkpoint', 'HubError', 'check_repo_id', 'has_token', 'list', 'list_remote', 'load', 'load_network', 'pull',
-    'push', 'shipped', 'write_hub_card', 'write_hub_folder',
+    'Checkpoint', 'HubError', 'OpenSetThreshold', 'check_repo_id', 'has_token', 'list', 'list_remote', 'load',
+    'load_network', 'pull', 'push', 'shipped', 'write_hub_card', 'write_hub_folder', 'write_open_set',
 ]

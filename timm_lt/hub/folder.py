@@ -8,6 +8,7 @@
 ``recipe.yaml``                the resolved options, as ``--config`` reads them, less paths of the machine
 ``metrics.json``               measured metrics and their protocol
 ``posthoc.json``               the post-hoc correction with its values, where there is one
+``open_set.json``              the open-set threshold, where :func:`write_open_set` has stored one
 ``README.md``                  the model card
 ``plots/``                     plots of the report
 =============================  ======================================================================================

@@ -18,6 +18,7 @@ from ..data.pixels import convert_image
 from ..data.reading import read_image
 from ..posthoc import PostHoc
 from .errors import HubError
+from .open_set import OpenSetThreshold, read_open_set
 from .weights import read_weights
 
 __all__ = ['Checkpoint', 'list_shipped', 'load', 'shipped']
@@ -40,6 +41,7 @@ class Checkpoint:
         recipe: Resolved options of the run.
         folder: Where the files lie, or None for a network of timm.
         source: Name that it was asked for by.
+        open_set: Threshold below which an image is of no known class, or None.
     """
     model: nn.Module
     class_names: list[str] | None
@@ -49,6 +51,7 @@ class Checkpoint:
     recipe: dict[str, Any]
     folder: Path | None
     source: str = ''
+    open_set: OpenSetThreshold | None = None
 
     @property
     def architecture(self) -> str:
@@ -188,7 +191,7 @@ def load(name_or_dir: str | Path, *, revision: str | None = None, device: str = 
         model=model.to(device).eval(), class_names=list(names) if names else None, distribution=distribution,
         posthoc=posthoc, metrics=_json(folder / 'metrics.json') or {},
         recipe=_recipe(folder / 'recipe.yaml'), folder=folder,
-        source=str(name_or_dir))
+        source=str(name_or_dir), open_set=read_open_set(folder))
 
 
 def _find(name: str, revision: str | None) -> Path:

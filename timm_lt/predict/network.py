@@ -19,6 +19,7 @@ from .sources import ImageSource
 
 __all__ = ['Prediction', 'predict_images']
 
+UNKNOWN = 'unknown'  # label of an image that lies below the open-set threshold
 NOT_FINITE = 'the network gives scores that are not finite'
 
 
@@ -28,7 +29,8 @@ class Prediction:
 
     Attributes:
         path: Name of the image in its source.
-        label: Name of the predicted class; empty where there is an error.
+        label: Name of the predicted class; ``'unknown'`` below the open-set threshold of the checkpoint; empty where
+            there is an error.
         labels: Names of the most probable classes, the most probable first.
         probabilities: Their probabilities, in [0, 1].
         error: Reason why the image has no prediction, or empty.
@@ -90,7 +92,8 @@ def predict_images(
             with torch.inference_mode(), precision:
                 logits = checkpoint.model(normalize(images.to(device, non_blocking=True)))
             readable = [path for path, error in zip(paths, errors) if not error]
-            found = _named(readable, _scores(checkpoint, logits.float(), use_posthoc), names, top_k)
+            scores = _scores(checkpoint, logits.float(), use_posthoc)
+            found = _named(readable, scores, names, top_k, _is_known(checkpoint, logits))
         yield from (Prediction(path, error=error) if error else next(found) for path, error in zip(paths, errors))
 
 
@@ -101,15 +104,27 @@ def _scores(checkpoint: Checkpoint, logits: Tensor, use_posthoc: bool) -> Tensor
 
 
 @torch.inference_mode()
-def _named(paths: Sequence[str], scores: Tensor, names: Sequence[str], top_k: int) -> Iterator[Prediction]:
+def _is_known(checkpoint: Checkpoint, logits: Tensor) -> list[bool]:
+    """Whether each image reaches the open-set threshold, which is one of the plain logits."""
+    if checkpoint.open_set is None:
+        return [True] * len(logits)
+    from ..evaluate import open_set_scores  # imports what reports need
+    scores = open_set_scores(logits.float(), score=checkpoint.open_set.score)
+    return (scores >= checkpoint.open_set.threshold).tolist()
+
+
+@torch.inference_mode()
+def _named(
+        paths: Sequence[str], scores: Tensor, names: Sequence[str], top_k: int, known: Sequence[bool],
+) -> Iterator[Prediction]:
     """Predictions from scores (B, C)."""
     top = scores.softmax(1).topk(min(top_k, len(names)))
-    for path, values, classes in zip(paths, top.values.tolist(), top.indices.tolist()):
+    for path, values, classes, is_known in zip(paths, top.values.tolist(), top.indices.tolist(), known):
         if values[0] != values[0]:  # NaN
             yield Prediction(path, error=NOT_FINITE)
             continue
         labels = tuple(names[c] for c in classes)
-        yield Prediction(path, labels[0], labels, tuple(values))
+        yield Prediction(path, labels[0] if is_known else UNKNOWN, labels, tuple(values))
 
 
 class _Batches:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..hub import Checkpoint, load_network
 from ..hub.weights import WEIGHTS, sha256_of
 from . import parts as parts_module
-from .network import Prediction, predict_images
+from .network import UNKNOWN, Prediction, predict_images
 from .parts import Parts
 from .sources import ImageSource, open_source
 from .tables import table_for
@@ -63,6 +63,8 @@ class Summary:
         new = self.images - self.resumed
         rate = f', {new / self.seconds:.0f} images/s' if new and self.seconds else ''
         lines = [f'{self.images} images' + (f', {self.resumed} of them before' if self.resumed else '') + rate]
+        if self.labels[UNKNOWN]:
+            lines.append(f'{self.labels[UNKNOWN]} of no known class, by the stored threshold')
         if self.errors:
             more = '; ...' if self.errors > len(self.examples) else ''
             lines.append(f'{self.errors} without a prediction: {"; ".join(self.examples)}{more}')
@@ -143,6 +145,7 @@ def _identity(
     return {
         'checkpoint': sha256_of(folder / WEIGHTS) if folder is not None else checkpoint.source,
         'correction': None if posthoc is None or not options.get('use_posthoc', True) else posthoc.to_dict(),
+        'threshold': checkpoint.open_set and [checkpoint.open_set.score, checkpoint.open_set.threshold],
         'classes': checkpoint.class_names, 'top_k': top_k, 'precision': str(options.get('amp_dtype')),
         **source.identity,
     }

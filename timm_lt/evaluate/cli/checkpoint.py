@@ -12,7 +12,7 @@ from ..metrics import report
 from .data import Data
 from .landscape import landscape
 from .network import EvaluationError, classifier_of, load_network
-from .open_set import check_open_set_options, needs_features, open_set
+from .open_set import check_open_set_options, keep_threshold, needs_features, open_set
 from .output import Output, choose_folder, write_output
 from .run_parts import RunParts
 
@@ -44,6 +44,8 @@ def evaluate_checkpoint(args: argparse.Namespace) -> int:
     if args.open_set:
         metrics['open_set'] = open_set(
             args, data, (split, dataset), posthoc, distribution, rule, logits, targets, features)
+    if args.keep_threshold:
+        keep_threshold(args, network, metrics['open_set'])
     if args.landscape:
         assert features is not None  # collected for --landscape
         metrics['landscape'] = landscape(args, data, dataset, distribution, rule, logits, features)

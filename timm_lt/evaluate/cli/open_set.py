@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...class_distribution import ClassDistribution
 from ...data.parts import usual_part
+from ...hub import Checkpoint, OpenSetThreshold, write_open_set
+from ...hub.loading import SHIPPED
 from ..metrics import choose_threshold, open_set_report
 from ..metrics.openset import SCORES, UNKNOWN, TrainingOutputs, fit_open_set_score
 from .data import Data
@@ -18,12 +20,27 @@ from .network import EvaluationError, classifier_of
 def check_open_set_options(args: argparse.Namespace) -> None:
     """Refuse options of an open set where none is named, and fill in the scores to report."""
     if not args.open_set:
-        for name in ('open_set_dir', 'open_set_split', 'open_set_score', 'threshold_split'):
+        for name in ('open_set_dir', 'open_set_split', 'open_set_score', 'threshold_split', 'keep_threshold'):
             if getattr(args, name):
                 raise EvaluationError(
                     f'--{name.replace("_", "-")} is of --open-set NAME, which is not given; for a folder of images: '
                     f'--open-set folder')
     args.open_set_score = args.open_set_score or ['softmax', 'energy']
+    kept = args.keep_threshold
+    able = [name for name in args.open_set_score if not SCORES[name].fitted and not SCORES[name].needs_features]
+    if kept and kept not in able:
+        raise EvaluationError(
+            f'--keep-threshold takes a score of --open-set-score that reads logits alone, {", ".join(able) or "none"} '
+            f'here, got {kept!r}')
+
+
+def keep_threshold(args: argparse.Namespace, network: Checkpoint, results: list[dict[str, Any]]) -> None:
+    """Store the threshold of the score that ``--keep-threshold`` names in the folder of the checkpoint."""
+    if network.folder is None or network.folder.parent == SHIPPED:
+        raise EvaluationError(
+            f'--keep-threshold needs a checkpoint in a folder of yours, which {network.source!r} is not')
+    found = next(result for result in results if result['score'] == args.keep_threshold)
+    write_open_set(network.folder, OpenSetThreshold(found['score'], found['threshold'], found['threshold_rule']))
 
 
 def needs_features(args: argparse.Namespace) -> bool:

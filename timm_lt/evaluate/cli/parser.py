@@ -70,6 +70,8 @@ def _add_open_set(parser: argparse.ArgumentParser) -> None:
     add('--open-set-split', metavar='SPLIT', help='its part')
     add('--open-set-score', nargs='+', choices=list(SCORES), metavar='SCORE',
         help=f'scores to report, of {", ".join(SCORES)} (default: softmax energy)')
+    add('--keep-threshold', metavar='SCORE',
+        help='store the threshold of this score in the checkpoint: timm-lt predict then says unknown below it')
     add('--threshold-split', metavar='SPLIT',
         help="part whose known images set the threshold (default: 'validation', else 'train'; never tested images)")
 
