@@ -19,12 +19,11 @@ from timm_lt._registry import (
     SECOND_STAGES,
     _constructor_parameters,
 )
-from timm_lt.evaluate.cli import build_parser as evaluation_parser
+from timm_lt.cli import COMMANDS
 from timm_lt.gkp import GKP
 from timm_lt.losses import DeferredReweighting
 from timm_lt.optim import SharpnessAware
 from timm_lt.samplers import LongTailSampler
-from timm_lt.training.options import build_parser
 
 METHODS = ROOT / 'docs' / 'methods'
 FOLDERS = {'losses': LOSSES, 'samplers': SAMPLERS, 'mixing': MIXINGS, 'optimizers': OPTIMIZERS,
@@ -95,8 +94,9 @@ def test_settings_of_a_card_are_those_of_the_code(card):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'docs').rglob('*.md')), ids=lambda p: p.stem)
 def test_options_in_the_text_exist(path):
-    known = {flag for action in build_parser()._actions for flag in action.option_strings}
-    known |= {flag for action in evaluation_parser()._actions for flag in action.option_strings} | {'--...-kwargs'}
+    parsers = [command.build_parser() for command in COMMANDS]
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    known |= {'--...-kwargs', '--help-all'}
     text = re.sub(r'<!-- generated.*?<!-- end -->', '', path.read_text(), flags=re.DOTALL)
     text = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
     for code in re.findall(r'`([^`\n]+)`', text):

@@ -45,6 +45,8 @@ KINDS: dict[str, Callable[[], Rows]] = {
     'losses': partial(_methods, 'LOSSES', 'losses'),
     'samplers': partial(_methods, 'SAMPLERS', 'samplers'),
     'optimizers': partial(_methods, 'OPTIMIZERS', 'optim'),
+    'mixings': partial(_methods, 'MIXINGS', 'data'),
+    'finetuning': partial(_methods, 'FINETUNING', 'finetune'),
     'second-stages': partial(_methods, 'SECOND_STAGES', 'two_stage'),
     'posthoc': partial(_methods, 'POSTHOC', 'posthoc'),
     'readers': partial(_methods, 'READERS', 'data'),

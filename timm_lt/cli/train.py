@@ -15,9 +15,9 @@ from ..training.options import GROUPS, OPTIONS, Options
 PROG = 'timm-lt train'
 MOST_USED = (
     'data_dir', 'dataset', 'val_fraction', 'imbalance_ratio', 'sampler', 'workers', 'batch_size', 'model', 'pretrained',
-    'cosine_classifier', 'loss', 'loss_kwargs', 'opt', 'opt_kwargs', 'lr', 'weight_decay', 'epochs', 'sched', 'aa',
-    'mixup', 'posthoc', 'stage2', 'eval_metric', 'seed', 'amp', 'device', 'output', 'experiment', 'resume', 'dry_run',
-    'push_to_hub')
+    'cosine_classifier', 'finetune', 'loss', 'loss_kwargs', 'opt', 'opt_kwargs', 'lr', 'weight_decay', 'epochs',
+    'sched', 'aa', 'mixup', 'posthoc', 'stage2', 'eval_metric', 'seed', 'amp', 'device', 'output', 'experiment',
+    'resume', 'dry_run', 'push_to_hub')
 GROUP_NAMES = {  # as typed after --help; in the order of the help
     field.name: group for field, group in zip(dataclasses.fields(Options), GROUPS)
     if not all(OPTIONS[option.name].file_only for option in dataclasses.fields(group))}
