@@ -26,7 +26,7 @@ from .checks import check_call, check_output
 from .closure import BatchClosure, check_ddp
 from .coupling import CouplingProbe
 from .gradients import Part, StepGradients
-from .radius import to_radius
+from .radius import scale_of, to_radius
 from .schedule import SCHEDULES, check_rho_epoch, radius_factor, start_epoch_problem, steps_problem
 from .selection import ParameterSelection
 from .wrapper import OptimizerWrapper, create_base
@@ -46,7 +46,8 @@ class SharpnessAware(OptimizerWrapper):
     more. All passes of a step draw the same random numbers (dropout, stochastic depth, sampled losses).
 
     A new method is a subclass with :meth:`radii` and, if it is class-aware, ``class_aware = True`` and
-    :meth:`part_weights`. It may override :meth:`perturb`, :meth:`extra_gradient` and :meth:`idle_because`.
+    :meth:`part_weights`. It may override :meth:`perturb`, :meth:`redirect`, :meth:`combine`, :meth:`extra_gradient`
+    and :meth:`idle_because`.
 
     Args:
         params: Parameters or groups, as for any optimizer.
@@ -85,6 +86,7 @@ class SharpnessAware(OptimizerWrapper):
     part_normalizer = 'batch'  # 'part': L_k is the mean over the part's samples instead of their sum / B
     combines = False  # combine() takes the gradient of the first pass too
     joint_only = False  # local_ascent has no meaning
+    scale_of = staticmethod(scale_of)
 
     def __init__(
             self,
