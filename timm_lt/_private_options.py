@@ -6,8 +6,8 @@ seeds ignore them. A published recipe leaves them out, because they name paths o
 
 PRIVATE_OPTIONS = frozenset({
     'channels_last', 'check_images', 'checkpoint_every', 'checkpoint_hist', 'checkpoint_steps', 'config', 'data_dir',
-    'device', 'dry_run', 'experiment', 'log_interval', 'log_wandb', 'log_with', 'output', 'private', 'push_to_hub',
-    'quiet', 'resume', 'revision', 'wandb_project', 'workers',
+    'device', 'dry_run', 'experiment', 'feature_file', 'log_interval', 'log_wandb', 'log_with', 'output', 'private',
+    'push_to_hub', 'quiet', 'resume', 'revision', 'wandb_project', 'workers',
 })
 
 # notes of a configuration file, which no run reads, and their keys

@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 import timm_lt
+from timm_lt.data import EpochBatches
 from timm_lt.training import build, main
 from timm_lt.training import features as feature_module
 from timm_lt.training.config import parse_args
@@ -19,7 +20,7 @@ from timm_lt.training.device import make_accelerator
 from timm_lt.training.evaluation import evaluate
 from timm_lt.training.features import FeatureModel
 from timm_lt.training.outputs import RunFolder
-from timm_lt.training.pipeline import InputPipeline
+from timm_lt.training.pipeline import InOrder, InputPipeline
 from timm_lt.training.trainer import Trainer
 
 SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '20', '--imbalance-ratio', '10',
@@ -169,6 +170,15 @@ def test_features_without_copies_are_those_of_the_evaluation_transform(tmp_path,
     assert reproduced(tmp_path / 'run', network)
     logits, targets = evaluated(tmp_path / 'run', network, 'validation')
     assert shown[-1]['val_top1'] == pytest.approx(100 * float((logits.argmax(1) == targets).float().mean()))
+
+
+@pytest.mark.parametrize('world', [1, 2, 3])
+def test_augmented_copies_of_all_processes_are_in_the_order_of_the_images(world):
+    shares = [torch.cat([b.indices for b in EpochBatches(
+        InOrder(7, world), 2, world=world, rank=r, drop_last=False)]) for r in range(world)]
+    images = torch.cat(shares)  # as they are gathered; evaluate() puts them in this order
+    order = torch.cat([torch.arange(r, len(images), world) for r in range(world)]).argsort()
+    assert images[order][:7].tolist() == list(range(7))
 
 
 def test_the_moving_average_shares_the_frozen_weights():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -150,7 +151,7 @@ def training_features(stage: 'Stage', model: nn.Module) -> Features:
     if options.finetune.feature_file:
         return Features.load(Path(options.finetune.feature_file), facts)
     own = Path(folder.path) / FEATURE_FILE
-    if own.is_file():
+    if all(gather_object([own.is_file()])):  # every process must take the same way
         return Features.load(own, facts)
     features = compute_features(stage, model, options.finetune.feature_copies, facts)
     if folder.writes and not options.run.dry_run:

@@ -107,7 +107,7 @@ class InputPipeline:
         their number.
         """
         return create_train_loader(
-            images, _InOrder(len(images), self.accelerator.num_processes), self.training_augmentation(images),
+            images, InOrder(len(images), self.accelerator.num_processes), self.training_augmentation(images),
             self.data.validation_batch_size or max(self.data.batch_size, 128), seed=self.seed, drop_last=False,
             **self._where())
 
@@ -199,7 +199,7 @@ class RepeatedSampler:
         return torch.repeat_interleave(self.sampler.order(epoch), self.repeats)[:self.num_samples]
 
 
-class _InOrder:
+class InOrder:
     """Sampler of every image in order, up to a multiple of the number of processes."""
 
     def __init__(self, num_images: int, world: int) -> None:
