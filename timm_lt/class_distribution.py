@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,34 @@ class ClassDistribution:
             num_classes = len(class_names) if class_names else int(targets.max()) + 1
         check_label_range(targets, num_classes)
         return cls(torch.bincount(targets, minlength=num_classes), class_names)
+
+    @classmethod
+    def from_masks(
+            cls,
+            masks: Iterable[Any],
+            num_classes: int,
+            ignore_index: int = 255,
+            class_names: Iterable[str] | None = None,
+    ) -> 'ClassDistribution':
+        """Count the pixels of label masks, for :class:`timm_lt.losses.DenseLoss`.
+
+        Args:
+            masks: Labels of each image, of any shape: tensors, arrays or PIL images of whole numbers.
+            num_classes: C.
+            ignore_index: Label of the pixels that are left out.
+            class_names: Names of the classes.
+
+        Raises:
+            ValueError: If no pixel is left, or a label is outside [0, C).
+        """
+        counts = torch.zeros(num_classes, dtype=torch.int64, device='cpu')
+        for mask in masks:
+            values = mask if isinstance(mask, Tensor) else np.array(mask)
+            labels = torch.as_tensor(values, device='cpu').long().flatten()
+            labels = labels[labels != ignore_index]
+            check_label_range(labels, num_classes)
+            counts += torch.bincount(labels, minlength=num_classes)
+        return cls(counts, class_names)
 
     @classmethod
     def from_dataset(cls, dataset: Any, num_classes: int | None = None) -> 'ClassDistribution':

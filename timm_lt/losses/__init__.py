@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # type checkers do not see the names that import_siblings add
     from .bcl import balanced_contrastive_loss as balanced_contrastive_loss
     from .class_balanced import ClassBalancedLoss as ClassBalancedLoss
     from .class_balanced import class_balanced_loss as class_balanced_loss
+    from .dense import DenseLoss as DenseLoss
     from .drw import DeferredReweighting as DeferredReweighting
     from .drw import drw_class_weights as drw_class_weights
     from .drw import effective_number_weights as effective_number_weights
