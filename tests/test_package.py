@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sentences import number_of_words, sentences
 
 import timm_lt
 from timm_lt._registry import FINETUNING, LOSSES, MIXINGS, OPTIMIZERS, POSTHOC, SAMPLERS, SECOND_STAGES
@@ -118,6 +119,38 @@ def test_files_are_tidy(path):
             assert node.func.id not in ('print', 'breakpoint') or path.name == '__main__.py', node.lineno
         if isinstance(node, ast.ImportFrom):
             assert all(a.name != '*' for a in node.names)
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_sentences_of_docstrings_are_short(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            long = [s for s in sentences(ast.get_docstring(node) or '') if number_of_words(s) > 25]
+            where = getattr(node, 'name', path.stem)
+            assert not long, f'{where}: write at most 20 words a sentence, here over 25: {long}'
+
+
+def test_sentences_are_found_in_every_part_of_a_docstring():
+    found = list(sentences("""Head, e.g. ``a b c``. Second one.
+
+    Paper: A. Author et al., "Title", VENUE.
+    Implements: Eq. (1). Then
+    more.
+
+    - an item.
+
+    Args:
+        name: First line
+            goes on. Next.
+        *more, other: Last.
+
+    Examples:
+        >>> code. Here.
+    """))
+    assert found == [
+        'Head, e.g literal.', 'Second one.', 'Eq (1).', 'Then more.', 'an item.', 'First line goes on.', 'Next.',
+        'Last.']
+    assert number_of_words(found[0]) == 3
 
 
 def test_the_package_lists_its_public_names_and_nothing_private():

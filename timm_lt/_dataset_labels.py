@@ -23,10 +23,10 @@ PROBED_CLASSES = PROBED_PLACES = 32  # items of other datasets that are compared
 def get_targets(dataset: Any) -> Tensor:
     """Label of every item of a map-style dataset, that which ``dataset[i]`` gives, without decoding all images.
 
-    Known are the datasets of this package, of timm (folders, tar files, ``hfds/...``) and of torchvision, subsets and
-    concatenations of them, and anything with an attribute ``targets``. A dataset of another type may renumber what it
-    wraps: at most 64 of its items are compared with the labels found. If one has another label, a warning says so, and
-    all items are read.
+    Datasets of this package, of timm (folders, tar files, ``hfds/...``) and of torchvision are known. So are their
+    subsets and concatenations, and anything with an attribute ``targets``. A dataset of another type may renumber the
+    labels that it wraps. At most 64 of its items are compared with the labels found. If one has another label, a
+    warning says so, and all items are read.
 
     Args:
         dataset: Map-style dataset of (image, label).

@@ -20,8 +20,8 @@ def read_labels(labels: Any, name: str = 'targets', *, allow_empty: bool = False
     """Labels as an int64 tensor on the CPU, (N,), in the order of their positions.
 
     Args:
-        labels: Whole numbers of any integer type: a tensor, an array, a pandas or Arrow column (its index is not
-            read), a sequence or an iterator, also of 0-d tensors.
+        labels: Whole numbers of any integer type, in a tensor, an array, a sequence or an iterator, also of 0-d
+            tensors. A pandas or Arrow column works too; its index is not read.
         name: Name of the argument, for the message.
         allow_empty: Whether there may be no label.
 
@@ -53,9 +53,9 @@ def read_counts(
 ) -> Tensor:
     """Counts per class as an int64 tensor on the CPU, in label order.
 
-    Labels decide where counts carry them, in any order: a mapping ``{label: count}``, a
-    ``collections.Counter``, a pandas Series (the index holds the labels, as ``value_counts()`` gives it). A label
-    that has no count gets 0. Names as labels need ``class_names``. Position decides in everything else.
+    Labels decide where counts carry them, in any order. Such counts are a mapping ``{label: count}``, a
+    ``collections.Counter``, or a pandas Series whose index holds the labels (``value_counts()``). A label that has no
+    count gets 0. Names as labels need ``class_names``. Position decides in everything else.
 
     Args:
         counts: The counts, or timm's class statistics, ``{'pos_counts': [...], 'num_samples': N}``.

@@ -30,8 +30,8 @@ def plain_model(model: Any) -> nn.Module:
 def finished_model(model: nn.Module) -> nn.Module:
     """:func:`plain_model` after training, in place without Accelerate's autocast: it can be copied and prepared again.
 
-    Accelerate's own ``unwrap_model(keep_fp32_wrapper=False)`` breaks the ``forward`` of a compiled model, because
-    ``prepare`` notes the old ``forward`` on the model but replaces that of the compile wrapper.
+    Accelerate's own ``unwrap_model(keep_fp32_wrapper=False)`` breaks the ``forward`` of a compiled model. The reason is
+    that ``prepare`` notes the old ``forward`` on the model but replaces that of the compile wrapper.
 
     Args:
         model: A timm model, wrapped or not.

@@ -22,8 +22,8 @@ class ClassDistribution:
 
     Args:
         class_counts: Images per class, (C,), each >= 0; a class with none is allowed here and refused by the losses.
-            Counts that carry their labels are read by label: a mapping, a ``collections.Counter``, a pandas Series such
-            as ``value_counts()`` gives (labels that are names need ``class_names``), timm's class statistics.
+            A mapping, a ``collections.Counter``, timm's class statistics and a pandas Series (``value_counts()``) carry
+            their labels and are read by them. Labels that are names need ``class_names``.
         class_names: Names of the classes in label order, C of them, or None.
 
     Examples:

@@ -47,8 +47,8 @@ class EpochBatches:
             images on each process. An epoch shorter than one step always has one shorter step.
 
     Raises:
-        ValueError: If an argument is out of range, the sampler divides the epoch itself, or an epoch has fewer images
-            than processes.
+        ValueError: If an argument is out of range or the sampler divides the epoch itself. Also if an epoch has fewer
+            images than processes.
     """
 
     def __init__(self, sampler: Any, batch_size: int, *, world: int = 1, rank: int = 0, drop_last: bool = True) -> None:

@@ -16,7 +16,7 @@ def cache_folder() -> Path:
 
 
 class CheckedFiles:
-    """The files of a dataset, and which of them were readable when they had their present size and time of change.
+    """The files of a dataset, and those that were readable at their present size and time of change.
 
     The memory is one file for each folder that holds all files of a dataset. A folder that cannot be written to, or a
     damaged memory, means that files are read again.

@@ -31,10 +31,10 @@ def create_dataset(
         name: One of
 
             - '' or 'folder' or 'imagefolder': ``root`` is a folder of class folders, or holds one such folder for each
-              part (``train``, ``val``, ``test`` and other usual names, in any case). A folder without parts is all
+              part. Parts have usual names (``train``, ``val``, ``test`` ...) in any case. A folder without parts is all
               training images;
-            - 'list/FILE': a list of ``relative/path label`` lines or a CSV, TSV or Parquet table over the image root
-              ``root``; FILE is taken from the working folder, else from ``root``, and ``{split}`` in it is replaced;
+            - 'list/FILE': a list of ``relative/path label`` lines or a CSV, TSV or Parquet table. Paths start from
+              ``root``. FILE is taken from the working folder, else from ``root``, and ``{split}`` in it is replaced;
             - 'timm_lt/digits': scikit-learn's digits;
             - 'hfds/NAME': Hugging Face datasets; 'torch/cifar10' and its like: torchvision's, by timm's names.
         root: Folder of the images, or where a dataset is stored.
@@ -48,8 +48,8 @@ def create_dataset(
         All images of the part, with ``targets``, ``class_names``, ``transform`` and ``found``.
 
     Raises:
-        ValueError: If the name is unknown, the part does not exist, is empty, has a class folder without an image, or
-            has classes that ``class_names`` lacks.
+        ValueError: If the name is unknown, or the part does not exist or is empty. Also if a class folder has no image,
+            or ``class_names`` lacks a class.
         FileNotFoundError: If the folder or list does not exist.
         TypeError: If the dataset streams, or the reader lacks an option.
     """

@@ -157,8 +157,8 @@ class _Keys:
 class SeededImages(Dataset):
     """Wraps a dataset so that its random transforms depend on a key and nothing else.
 
-    ``dataset[index, epoch, place]`` seeds the global generators of Python, numpy and torch (which PIL transforms use)
-    by (seed, epoch, place), and puts them back afterwards.
+    ``dataset[index, epoch, place]`` seeds the global generators of Python, numpy and torch, which PIL transforms use,
+    by (seed, epoch, place). It restores them afterwards.
 
     Args:
         dataset: Map-style dataset of (image, label).

@@ -10,7 +10,7 @@ _SURROGATES = re.compile('[\ud800-\udfff]')  # Python's form of bytes in file na
 def natural_key(name: str) -> list[str | int]:
     """Sort key of timm's natural order ('2' before '10', case ignored); names that tie there go by their characters.
 
-    timm leaves names that tie ('1' and '01', 'a' and 'A') in the order of a set, which differs between processes.
+    timm leaves names that tie ('1' and '01', 'a' and 'A') in the order of a set. That order differs between processes.
     """
     pieces: list[str | int] = _DIGITS.split(name.lower())
     pieces[1::2] = map(int, pieces[1::2])

@@ -21,7 +21,7 @@ def usual_part(name: str) -> str | None:
 
 
 def match_split(wanted: str, splits: Iterable[str]) -> str | None:
-    """The split of a dataset that a name means: that name itself, else another usual name of the same part, or None."""
+    """The split that a name means: the name itself, else another usual name of the same part, or None."""
     splits = list(splits)
     if wanted in splits:
         return wanted

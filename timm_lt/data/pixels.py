@@ -3,7 +3,7 @@
 Rules, the same for folders, lists, Hugging Face sets, torchvision's sets and datasets of users:
 
 - EXIF orientation is applied, as a viewer shows the image.
-- 16-bit grey (modes 'I;16', 'I;16B', 'I;16L', and 'I' with values of 16 bits): 65535 becomes 255, linearly; a TIFF file
+- 16-bit grey (modes 'I;16', 'I;16B', 'I;16L', and 'I' with values of 16 bits): 65535 becomes 255, linearly. TIFF files
   of 12 bits: 4095 becomes 255.
 - Floating point (mode 'F'): 1.0 becomes 255, linearly; values must be in [0, 1].
 - Transparency is ignored: the stored colours are used, as in timm and torchvision.
@@ -52,7 +52,7 @@ def open_image(file: Any, mode: str | None = 'RGB') -> Image.Image:
 
 
 def convert_image(image: Image.Image, mode: str | None = 'RGB') -> Image.Image:
-    """An image upright, with 8 bits a channel, in a mode; an image that has all that already is returned itself.
+    """An image upright, with 8 bits a channel, in a mode. An image that is so already is returned itself.
 
     Args:
         image: Image of any mode.

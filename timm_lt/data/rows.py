@@ -201,7 +201,7 @@ def _find_column(
 
 
 def as_number(text: str) -> int | str | None:
-    """A cell of a text file: a whole number ('3', also '3.0', as pandas writes it), a name, or None where empty."""
+    """A cell of a text file as a whole number ('3', or pandas's '3.0'), a name, or None where empty."""
     if not text:
         return None
     return int(text.split('.')[0]) if _NUMBER.fullmatch(text) else text

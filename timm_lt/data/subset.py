@@ -4,7 +4,7 @@ Papers: Y. Cui et al., "Class-Balanced Loss Based on Effective Number of Samples
 https://arxiv.org/abs/1901.05555 (exponential profile); M. Buda et al., "A systematic study of the class imbalance
 problem in convolutional neural networks", Neural Networks 2018, https://arxiv.org/abs/1710.05381 (step profile).
 Implements: with imbalance ratio r = n_max / n_min and C classes in label order, ``n_c = n_max * r ** (-c / (C - 1))``
-rounded down (exponential); ``n_max`` for the first half of the classes, ``n_max / r`` for the others (step).
+rounded down (exponential). Step profile: ``n_max`` for the first half of the classes, ``n_max / r`` for the others.
 Source: written from the papers.
 Differs from the papers / official code: rounding down is exact (floating point gives 4 for 4980 / 996), and no class is
 left empty. A separate seeded permutation chooses the images of a class, so subsets nest.
@@ -161,8 +161,8 @@ def long_tailed_subset(
         imbalance_ratio: Largest over smallest class, >= 1; 1 gives a balanced set.
         profile: 'exp' or 'step', see :func:`long_tailed_counts`.
         seed: Chooses the images of each class.
-        n_max: Images of the largest class; None takes the size of the smallest class of ``dataset``, so that every
-            class has enough.
+        n_max: Images of the largest class. None takes the size of the smallest class of ``dataset``, because every
+            class then has enough.
 
     Returns:
         The subset, images in the order of ``dataset``, with ``indices``, ``targets`` and ``class_names``.
@@ -206,7 +206,7 @@ def split_indices(
     Args:
         targets: Labels, (N,).
         fraction: Share of each class that goes to the second part, in (0, 1). A class of two or more images gives at
-            least one and keeps at least one; a class with one image keeps it.
+            least one and keeps at least one. A class with one image keeps it.
         seed: Chooses the images.
 
     Returns:

@@ -53,8 +53,8 @@ class Augmentation:
         color_jitter_prob: Probability of the jitter; None: always.
         grayscale_prob: Probability of grey.
         gaussian_blur_prob: Probability of timm's Gaussian blur (standard deviation 0.1 to 2 pixels); 0 off.
-        auto_augment: timm's AutoAugment, RandAugment or AugMix string, or a policy of torchvision: 'cifar10',
-            'imagenet', 'svhn' (AutoAugment, by the data it was found on) or 'trivial' (TrivialAugment).
+        auto_augment: timm's AutoAugment, RandAugment or AugMix string, or a policy of torchvision. torchvision's are
+            'cifar10', 'imagenet', 'svhn' (AutoAugment, by the data it was found on) and 'trivial' (TrivialAugment).
         cutout: Side of the Cutout square in pixels; 0 off.
         cutout_fill: Colour of the square: 'mean' or 'black'.
         reprob: Probability of random erasing.
@@ -256,8 +256,8 @@ def contrastive_views(
     """The views of contrastive losses such as BCL (Zhu et al., CVPR 2022, https://arxiv.org/abs/2207.09052).
 
     View 1, for the classifier, is ``augmentation``. The others, for the projection head, are those of SimCLR (Chen et
-    al., ICML 2020): random resized crop of a share ``scale`` of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with
-    probability 0.8, grey with probability 0.2.
+    al., ICML 2020). They have a random resized crop of a share ``scale`` of the area and a flip. Colour jitter (0.4,
+    0.4, 0.4, 0.1) has probability 0.8, grey 0.2.
     """
     contrastive = replace(
         augmentation, crop_mode='rrc', scale=scale, ratio=None, auto_augment=None,

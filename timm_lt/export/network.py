@@ -45,8 +45,8 @@ def facts_of(checkpoint: Checkpoint, posthoc: PostHoc | None) -> dict[str, Any]:
         posthoc: Correction in the file, or None.
 
     Returns:
-        ``class_names`` in label order (None where the checkpoint has none), ``correction``, ``open_set`` (a threshold
-        of the network's plain logits, or None), ``architecture``, and the preparation of images: ``input_size``,
+        ``class_names`` in label order (None where the checkpoint has none), ``correction`` and ``architecture``.
+        ``open_set`` is a threshold of the network's plain logits, or None. The preparation of images: ``input_size``,
         ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
     """
     config = resolve_data_config({}, model=checkpoint.model)

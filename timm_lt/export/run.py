@@ -72,8 +72,8 @@ def export(
         tolerance: Largest difference allowed.
 
     Raises:
-        ExportError: If the format is not clear, a package is missing, the correction is transductive, no image can be
-            read, or the network cannot be exported.
+        ExportError: If the format is not clear, a package is missing or the correction is transductive. Also if no
+            image can be read, or the network cannot be exported.
         ExportMismatch: If the file gives other scores than the network.
         HubError: If the checkpoint cannot be loaded.
     """

@@ -45,8 +45,8 @@ def apply(model: nn.Module, method: str = 'full', **settings: Any) -> nn.Module:
         ``model``.
 
     Raises:
-        ValueError: If the method is unknown or has no meaning for this model, a setting is out of range, or the model
-            is tuned already.
+        ValueError: If the method is unknown or has no meaning for this model. Also if a setting is out of range, or the
+            model is tuned already.
         TypeError: If the method has no such setting.
 
     Examples:

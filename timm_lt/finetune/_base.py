@@ -51,6 +51,6 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 
 
 def default_rank(model: nn.Module, per_layer: int) -> int:
-    """The rule of LIFT for C classes and L blocks: the power of two at or below ``C / (per_layer L)``, at least 1."""
+    """LIFT's rule for C classes and L blocks, the power of two at or below ``C / (per_layer L)``, at least 1."""
     share = int(getattr(model, 'num_classes', 0)) // (per_layer * max(1, len(layer_groups(model))))
     return 1 << max(0, share.bit_length() - 1)

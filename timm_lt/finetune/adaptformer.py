@@ -24,8 +24,8 @@ class AdaptFormerTuning(FinetuneMethod):
     https://arxiv.org/abs/2205.13535
 
     Args:
-        rank: Channels of the bottleneck, >= 1; None: the power of two at or below ``C / (2 L)`` for C classes and L
-            blocks, at least 1, as in LIFT.
+        rank: Channels of the bottleneck, >= 1. None follows LIFT: the power of two at or below ``C / (2 L)`` for C
+            classes and L blocks, at least 1.
     """
 
     def __init__(self, *, rank: int | None = None) -> None:

@@ -4,8 +4,8 @@ Paper: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 
 https://arxiv.org/abs/2106.09685; rank by J.-X. Shi et al., "Long-Tail Learning with Foundation Model: Heavy
 Fine-Tuning Hurts", ICML 2024, https://arxiv.org/abs/2309.10019, and its successor https://arxiv.org/abs/2504.13282.
 Implements: Section 4.1, ``W x + (alpha / r) B A x`` with W frozen, A random and B zero at the start.
-Source: written from the papers. Own layers, because Hugging Face peft renames the weights in the state dict, so that
-timm could not load a checkpoint before a merge, and adapts a fused ``qkv`` layer as a whole, its keys included.
+Source: written from the papers. Hugging Face peft is not used, because it renames the weights in the state dict. timm
+could then load no checkpoint before a merge. peft also adapts a fused ``qkv`` layer as a whole, its keys included.
 Differs from the papers / official code: convolutions are factorised too. A is a convolution of the same kernel to r
 channels, B a 1x1 convolution.
 """
@@ -97,11 +97,11 @@ class LoRATuning(FinetuneMethod):
     """Train low-rank updates of the attention's queries and values; without attention, of the blocks' layers.
 
     Transformers: the queries and values, also inside a fused ``qkv``. Networks without attention: every linear layer
-    and every convolution without groups inside the blocks (ConvNeXt: the two of the MLP; ResNet: all of a block).
-    :func:`timm_lt.finetune.merge` makes plain weights of them.
+    and every convolution without groups inside the blocks. In ConvNeXt these are the two of the MLP, in ResNet all of a
+    block. :func:`timm_lt.finetune.merge` makes plain weights of them.
 
     Args:
-        rank: Rank r of an update, >= 1; None: the power of two at or below ``C / (4 L)`` for C classes and L blocks, at
+        rank: Rank r of an update, >= 1. None: the power of two at or below ``C / (4 L)`` for C classes and L blocks, at
             least 1.
         alpha: Numerator of the factor ``alpha / r``, > 0; None: r.
         layers: Wildcards of the names of other layers to adapt, e.g. ``'*.mlp.fc*'``; None: as above.

@@ -4,7 +4,7 @@ Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping.
 Source: written from the paper.
 Differs from the official code: that one keeps C whole state dicts (765 GB for iNaturalist 2018 and ResNet-50). Classes
 with the same best epoch share one snapshot here, and a snapshot without a class is dropped. Similarities of classes
-need only the snapshots' inner products (E x E for E distinct epochs), taken when a snapshot arrives.
+need only the snapshots' inner products, E x E for E distinct epochs. They are taken when a snapshot arrives.
 """
 
 import copy
@@ -84,7 +84,7 @@ class MemoryBank:
     def update(self, epoch: int, score: Tensor, parameters: Iterable[Tensor]) -> Tensor:
         """Take the parameters of this epoch for every class that never scored higher.
 
-        A class without an entry takes the epoch even if its score is NaN, because no quality is defined for it. A later
+        A class without an entry takes the epoch even if its score is NaN, which means an undefined quality. A later
         score that is a number replaces such an entry.
 
         Args:

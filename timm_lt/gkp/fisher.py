@@ -3,8 +3,8 @@
 Paper: Chen et al., "GKP+GSA", CVPR 2026: ``F_i`` = mean over the samples of a group of the squared gradient of the
 log-likelihood with respect to parameter i.
 Source: written from the paper; compared with the released code in ``tests/golden``.
-Differs from the official code: that code (``form='released'`` here) squares the gradient of a *batch mean*, sums over
-batches and divides by the number of samples. Its values therefore depend on the batch size and shrink with it.
+Differs from the official code: that code squares the gradient of a *batch mean*, sums over batches and divides by the
+number of samples. ``form='released'`` does the same. Its values therefore depend on the batch size and shrink with it.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -4,10 +4,9 @@ Paper: Chen et al., "GKP+GSA", CVPR 2026, memory-based grouping: similarity of t
 (6 on ImageNet-LT).
 Source: written from the paper: the clustering of scikit-learn's ``SpectralClustering`` on the affinity ``1 + cosine``.
 Classes that share a snapshot are one point of the embedding. The eigenproblem is therefore solved for the E distinct
-snapshots, each weighted by the number of its classes, which gives the same cut at a cost of E^3 instead of C^3.
+snapshots, each weighted by the number of its classes. This gives the same cut at a cost of E^3 instead of C^3.
 Differs from the official code: that one clusters once, before training, C equal weight vectors, so that its groups are
-arbitrary. Here a bank with fewer distinct snapshots than groups is recognised, and the cosine of the classes' mean
-gradients decides instead.
+arbitrary. Here the cosine of the classes' mean gradients decides where a bank has fewer distinct snapshots than groups.
 """
 
 from collections.abc import Sequence
@@ -97,8 +96,8 @@ def rows_per_class(num_classes: int) -> int:
 def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Cosine between the classes' mean gradients with respect to a linear classifier, (C, C), float64.
 
-    The gradient of a sample is the outer product of its residual ``softmax(z) - onehot(y)`` and its features, so that
-    inner products of class means follow from ``(R R^T) * (F F^T)``: no C x D gradient per class is formed.
+    The gradient of a sample is the outer product of its residual ``softmax(z) - onehot(y)`` and its features. Inner
+    products of class means therefore follow from ``(R R^T) * (F F^T)``, and no C x D gradient is formed.
 
     Args:
         features: Input of the classifier, (N, D); the cost goes with N^2, see :func:`rows_per_class`.
@@ -121,8 +120,8 @@ def class_gradient_cosine(features: Tensor, residuals: Tensor, labels: Tensor, n
 def class_gradient_similarity(features: Tensor, residuals: Tensor, labels: Tensor, class_counts: Tensor) -> Tensor:
     """Cosine between each class's mean gradient and that of a batch as the training set has it, (C,), float64.
 
-    Gradients are with respect to a linear classifier, see :func:`class_gradient_cosine`; the batch's is the mean of the
-    classes' weighted by their sizes. NaN for a class without a row.
+    Gradients are with respect to a linear classifier, see :func:`class_gradient_cosine`. The gradient of the batch is
+    the mean of the classes' gradients, weighted by class size. NaN for a class without a row.
 
     Args:
         features: (N, D).
@@ -159,8 +158,8 @@ def group_classes(
         seed: Of the clustering.
 
     Returns:
-        Group of each class (C,), int64, and the source of the similarity: ``'bank'``, ``'gradient'`` or ``'trivial'``
-        (one group, one class per group, or snapshots that cannot tell more groups apart).
+        Group of each class (C,), int64, and the source of the similarity: ``'bank'``, ``'gradient'`` or ``'trivial'``.
+        It is trivial for one group, for one class per group, or if snapshots cannot tell more groups apart.
     """
     distributed = dist.is_available() and dist.is_initialized()
     result: list = [None]

@@ -5,10 +5,10 @@ Paper: Chen et al., "GKP+GSA", CVPR 2026. While training on group k
 is ``sum_k [alpha L_gsa_k + (1 - alpha) L_gkp_k]``.
 Source: written from the paper; compared with the released code in ``tests/golden``.
 Differs from the official code: that one loops over pairs of groups and over parameters in both passes. A weighted sum
-of quadratics with diagonal curvature is one such quadratic: curvature ``A = sum_j a_j F_j``, centre
-``c = sum_j a_j F_j anchor_j / A`` and a constant give value and gradient ``A (theta - c)`` at a cost that does not grow
-with the number of groups. Over all groups ``a_j = lambda (G - 1) / |G_j|``. With one group there is no j != k and
-the penalty is zero (the released default).
+of quadratics with diagonal curvature is one such quadratic. It has the curvature ``A = sum_j a_j F_j`` and the centre
+``c = sum_j a_j F_j anchor_j / A``. With a constant they give the value and the gradient ``A (theta - c)``. The cost
+does not grow with the number of groups. Over all groups ``a_j = lambda (G - 1) / |G_j|``. With one group there is no j
+!= k and the penalty is zero (the released default).
 """
 
 import math

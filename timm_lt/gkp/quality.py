@@ -1,8 +1,8 @@
 """Feature quality of a class: its distance from the nearest other class, and its compactness.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026, feature quality: ``Q_c = Dis_c - beta * log Var_c``.
-Implements: ``Dis_c`` = distance of the centroid of class c to the nearest other centroid, ``Var_c`` = mean squared
-distance of its features to its centroid; beta = 0.5.
+Implements: ``Dis_c`` is the distance of the centroid of class c to the nearest other centroid. ``Var_c`` is the mean
+squared distance of its features to its centroid; beta = 0.5.
 Source: written from the paper; compared with the released code in ``tests/golden``.
 Differs from the official code: that code uses ``-1 / Dis_c - log Var_c`` (``variant='released'`` here) and takes its
 features from the test set. Callers pass training or validation features here. Means and squared distances to them are

@@ -95,8 +95,7 @@ class Checkpoint:
         A transductive correction is left out: it needs the logits of all test images at once; call ``posthoc`` on them.
 
         Args:
-            input: A batch of images that :attr:`transform` has prepared, (B, C, H, W); or one image, as a file or a
-                PIL image.
+            input: A batch of images that :attr:`transform` has prepared, (B, C, H, W), or one file or PIL image.
 
         Returns:
             Scores (B, C) for a batch. For one image, the probability in [0, 1] of each class by name, the most probable

@@ -25,9 +25,9 @@ def load_network(
     """Load a network.
 
     Args:
-        source: Folder of a run or of a checkpoint, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, the name of a checkpoint
-            of this package, a pretrained timm model such as ``resnet18.a1_in1k``, or, with ``architecture``, a weights
-            file.
+        source: Folder of a run or of a checkpoint, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, or the name of a
+            checkpoint of this package. Also a pretrained timm model such as ``resnet18.a1_in1k`` or, with
+            ``architecture``, a weights file.
         architecture: timm name of the network of a weights file.
         num_classes: Classes of the network of a weights file.
         device: Where the network goes.

@@ -78,8 +78,8 @@ def push(
         Address of the commit.
 
     Raises:
-        HubError: If the folder is no whole checkpoint, holds a pickle or a token, the repository is public though
-            ``private`` was asked for, or the upload failed.
+        HubError: If the folder is no whole checkpoint, or holds a pickle or a token. Also if the repository is public
+            though ``private`` was asked for, or the upload failed.
     """
     folder = Path(folder)
     if not (folder / 'config.json').is_file() and (folder / 'hub' / 'config.json').is_file():

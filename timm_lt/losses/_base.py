@@ -31,8 +31,8 @@ class LongTailLoss(nn.Module):
     """Base of the losses on logits.
 
     A subclass writes :meth:`per_sample`. ``loss(logits, target)`` takes logits (B, C) of any float dtype and targets
-    (B,) int64 or, where the method allows, soft (B, C). Arithmetic is float32 (float64 stays), also under autocast.
-    The loss of a soft target ``t`` is the expectation ``sum_c t_c * loss(z, c)``, as Mixup defines it. For
+    (B,) int64. Targets may be soft, (B, C), where the method allows. Arithmetic is float32 (float64 stays), also under
+    autocast. The loss of a soft target ``t`` is the expectation ``sum_c t_c * loss(z, c)``, as Mixup defines it. For
     cross-entropy on fixed adjusted logits this is the usual soft cross-entropy. :meth:`per_sample` is therefore linear
     in a soft target and must not normalise it.
 

@@ -19,8 +19,8 @@ def sample_losses(criterion: Any, output: Any, target: Tensor) -> tuple[Tensor, 
     """Per-sample values of any criterion and the normaliser of its mean.
 
     Args:
-        criterion: A :class:`LongTailLoss`, torch's or timm's softmax cross-entropy, or any module or function that has
-            a ``reduction`` attribute with ``'none'`` giving (B,).
+        criterion: A :class:`LongTailLoss`, or torch's or timm's softmax cross-entropy. Also any module or function
+            whose ``reduction`` attribute takes ``'none'``, which gives (B,).
         output: What the model returned; logits (B, C) or what the criterion takes.
         target: (B,) or soft (B, C).
 

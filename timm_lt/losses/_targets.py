@@ -76,7 +76,7 @@ def check_target_values(target: Tensor, num_classes: int, who: str) -> None:
 
 
 def ignored_samples(target: Tensor) -> Tensor | None:
-    """Mask of the samples with the label IGNORE_INDEX, (B,); None for soft targets, or if no label on a CPU is ignored.
+    """Mask of the samples with the label IGNORE_INDEX, (B,). None for soft targets, or if no label on a CPU is ignored.
 
     On other devices the mask is not read, because the host would wait for the device.
     """

@@ -34,7 +34,7 @@ def logsumexp_of_others(logits: Tensor) -> Tensor:
 
 
 def margin_losses(logits: Tensor, margin: Tensor | float) -> Tensor:
-    """Cross-entropy of each sample for every class c, (B, C), where the logit of c alone is lowered by its margin."""
+    """Cross-entropy of each sample for every class c, (B, C), with the logit of c alone lowered by its margin."""
     own = logits - margin
     return torch.logaddexp(logsumexp_of_others(logits), own) - own
 

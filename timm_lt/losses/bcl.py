@@ -85,9 +85,9 @@ class BCLLoss(LongTailLoss):
     Takes what :class:`timm_lt.models.BCLModel` gives for three views: (logits, features, prototypes). Plain logits, as
     in evaluation, give the first part alone, in evaluation mode only.
 
-    The contrastive part couples the samples of a batch, because it compares the two anchors of a sample with all the
-    others. The mean of the values is the loss, but the value of a sample changes with its batch. Targets must be class
-    indices, because positives are found by class. Class weights are not taken.
+    The contrastive part couples the samples of a batch, because it compares the anchors of a sample with all others.
+    The mean of the values is the loss, but the value of a sample changes with its batch. Targets must be class indices,
+    because positives are found by class. Class weights are not taken.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.

@@ -29,8 +29,8 @@ def eql_loss(logits: Tensor, target: Tensor, rare: Tensor, drop: Tensor, reducti
         logits: Unnormalised scores, (B, C).
         target: Class indices (B,), or soft targets (B, C): the expectation over the class that is kept for certain.
         rare: Mask of the classes whose term may be dropped, (C,).
-        drop: Mask of the draws, (B, C); a term leaves the denominator where the draw is True, the class is rare and it
-            is not the class of the sample.
+        drop: Mask of the draws, (B, C). A term leaves the denominator where the draw is True and the class is rare. The
+            class of the sample always stays.
         reduction: 'none' -> (B,), 'mean' or 'sum' -> ().
 
     Returns:
@@ -52,7 +52,7 @@ def eql_loss(logits: Tensor, target: Tensor, rare: Tensor, drop: Tensor, reducti
 class EqualizationLoss(LongTailLoss):
     """Cross-entropy in which rare classes are mostly spared the gradient of other classes' samples.
 
-    Draws come from torch's global generator of the logits' device, as those of dropout do; in evaluation mode nothing
+    Draws come from torch's global generator of the logits' device, as those of dropout do. In evaluation mode nothing
     is dropped. Every pass draws new numbers, also the further passes that a sharpness-aware optimizer makes over one
     batch.
 

@@ -5,10 +5,10 @@ https://arxiv.org/abs/2403.09036
 Implements: the adjusted cross-entropy with the accumulated gradients of the classifier.
 Source: written from the paper.
 
-With ``g_i = softmax(z'_i) - onehot(y_i)``, the gradient of sample i with respect to its logits, the paper accumulates
-``A[k, y_i] += |g_i[k]|`` over the whole training and takes ``theta_j = A[j, j]`` (positive gradient that class vector
-j received) and ``phi_k = sum_{j != k} A[j, k]`` (negative gradient that samples of class k sent to the other class
-vectors). The adjusted logits of a sample of class y are ``z'_j = z_j + lambda1 * log(theta_j + 1e-3)``, the negative
+The gradient of sample i with respect to its logits is ``g_i = softmax(z'_i) - onehot(y_i)``. The paper accumulates
+``A[k, y_i] += |g_i[k]|`` over the whole training. ``theta_j = A[j, j]`` is the positive gradient that class vector j
+received. ``phi_k = sum_{j != k} A[j, k]`` is the negative gradient that samples of class k sent to the other class
+vectors. The adjusted logits of a sample of class y are ``z'_j = z_j + lambda1 * log(theta_j + 1e-3)``, the negative
 ones (j != y) less ``lambda2 * log(phi_y + 1e-3)``.
 
 Only a vector is kept. The entries of a softmax gradient sum to zero, so ``sum_{j != y} |g_i[j]| = |g_i[y]| = 1 -

@@ -2,8 +2,8 @@
 
 Paper: M. Li et al., "Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment", CVPR 2022,
 https://arxiv.org/abs/2305.11733
-Implements: the clouded cosine logits ``z_c - k * |eps_c| * delta_c`` with ``delta_c`` growing as classes get smaller,
-on scaled cosines; the classifier stage with margin and focusing factor.
+Implements: the clouded cosine logits ``z_c - k * |eps_c| * delta_c`` on scaled cosines, with ``delta_c`` growing as
+classes get smaller. Also the classifier stage with margin and focusing factor.
 Source: written from the paper.
 Differs from the paper / official code: ``delta_c`` is scaled to [0, 1] and the noise is clamped to [-1, 1], both as in
 the official code. With equal class sizes the official code gives 0/0; here no logit is clouded then.
@@ -72,7 +72,7 @@ class GCLLoss(LongTailLoss):
 
     The logits must be plain cosines in [-1, 1], because the loss scales them. The classifier must normalise features
     and class vectors and must not scale. Draws come from torch's global generator of the logits' device, as those of
-    dropout do; in evaluation mode there is no noise. Every pass draws new numbers, also the further passes that a
+    dropout do. In evaluation mode there is no noise. Every pass draws new numbers, also the further passes that a
     sharpness-aware optimizer makes over one batch.
 
     The paper's second stage (classifier only, class-balanced sampling) is ``margin=0.1, scale=20, focal_gamma=1``.

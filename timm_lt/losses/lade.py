@@ -93,7 +93,7 @@ class LADELoss(LongTailLoss):
     """Balanced softmax with a regulariser that drives each logit towards the log density ratio of its class.
 
     The regulariser couples the samples of a batch. A per-sample value is the sample's balanced softmax plus B times its
-    share of the regulariser, so their mean is the loss. Under several processes each part of the batch has a separate
+    share of the regulariser. Their mean is the loss. Under several processes each part of the batch has a separate
     regulariser. Soft targets are refused, because the regulariser is an expectation over the images *of* a class.
     Smoothing or mixing would make every image one of every class.
 

@@ -2,8 +2,8 @@
 
 Paper: K. Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
 https://arxiv.org/abs/1906.07413
-Implements: Eq. (12) (margins ``m_c`` proportional to ``n_c**-1/4``) and Eq. (13) (softmax loss with the margin on the
-class of the sample), on scaled cosines.
+Implements: Eq. (12), margins ``m_c`` proportional to ``n_c**-1/4``. Eq. (13), the softmax loss with the margin on the
+class of the sample. Both are on scaled cosines.
 Source: written from the paper.
 Differs from the paper / official code: no. The largest margin is ``max_margin``, as in the official code. Deferred
 re-weighting (Algorithm 1) is :class:`timm_lt.losses.DeferredReweighting`.

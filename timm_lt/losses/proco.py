@@ -5,9 +5,9 @@ https://arxiv.org/abs/2403.06726
 Implements: the contrastive loss against von Mises-Fisher classes in closed form, and its sum with the logit-adjusted
 cross-entropy.
 Source: written from the paper.
-Differs from the paper / official code: the statistics of a batch count from the next step on, not in its own loss, so
-that further passes, accumulation and skipped steps agree. The official recurrence of the Bessel functions loses its
-accuracy beyond a concentration of about 1,000; this one does not.
+Differs from the paper / official code: the statistics of a batch count from the next step on, not in its own loss.
+Further passes, accumulation and skipped steps therefore agree. The official recurrence of the Bessel functions loses
+its accuracy beyond a concentration of about 1,000. This one does not.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
 Paper: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
 Implements: Section 4.2, "CIFAR-10 and Analysis": 3x3 stem, 3 stages of n basic blocks, 6n + 2 layers, 16-32-64
-channels, shortcuts of option A (every second pixel, new channels zero, no parameters).
+channels. Shortcuts are of option A: every second pixel, new channels zero, no parameters.
 
 The papers call three different networks "ResNet-32". Parameters at 100 classes:
 

@@ -12,7 +12,7 @@ from .engine import SharpnessAware
 class KeepsVector(SharpnessAware):
     """Base of methods that keep one number per parameter, 0 at first.
 
-    A step stages its new vector, and the vector changes once the step is taken: a step that a gradient scaler skips
+    A step stages its new vector, and the vector changes once the step is taken. A step that a gradient scaler skips
     changes nothing. The numbers are entries of the base optimizer's state, so that checkpoints, also sharded ones, hold
     them. All processes need the same vector, so ``local_ascent`` is refused.
     """

@@ -25,9 +25,9 @@ from .sam import SAM
 class RWP(SAM):
     """Random weight perturbation around any optimizer of timm: the control experiment of sharpness-aware minimization.
 
-    One pass per step, at the perturbed weights: the loss, the logits and the statistics of BatchNorm are those of these
+    A step is one pass at the perturbed weights. The loss, the logits and the statistics of BatchNorm are those of these
     weights. One more copy of the parameters. The direction depends on seed and step alone, so a resumed run draws the
-    same, and all processes perturb alike if their devices are of one kind.
+    same. All processes perturb alike if their devices are of one kind.
 
     Args:
         params: Parameters or groups.

@@ -22,9 +22,9 @@ class SSESAM(HeadTail):
     """Stage-wise sharpness-aware minimization around any optimizer of timm (Lyu et al. 2025, method section).
 
     The step follows ``grad L_head(theta + eps_h) + grad L_tail(theta + eps_t)``. With BatchNorm it takes three forward
-    and four backward passes before the switch, two and three after it; without, every sample passes twice. Memory: two
-    extra copies of the parameters. The switch needs ``set_epoch(epoch, num_epochs)``; until the number of epochs is
-    known the first stage holds.
+    and four backward passes before the switch, two and three after it. Without BatchNorm, every sample passes twice.
+    Memory: two extra copies of the parameters. The switch needs ``set_epoch(epoch, num_epochs)``; until the number of
+    epochs is known the first stage holds.
 
     Args:
         params: Parameters or groups.

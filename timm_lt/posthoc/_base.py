@@ -52,7 +52,7 @@ def tensor_like(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def check_finite(name: str, logits: Tensor) -> None:
-    """Raise a ValueError for logits (M, C) with NaN or +inf; -inf masks a class, but not all classes of a row."""
+    """Raise a ValueError for logits (M, C) with NaN or +inf. -inf may mask a class, but not all classes of a row."""
     bad = int((~logits.amax(1).isfinite()).sum())  # NaN and +inf show in the largest entry
     if bad:
         raise ValueError(

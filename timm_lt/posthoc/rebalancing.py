@@ -5,9 +5,9 @@ https://arxiv.org/abs/2403.09036
 Implements: ``P_ic / (sum_i P_ic)**tau`` with P the softmax matrix of a whole set of images.
 Source: written from the paper.
 Differs from the paper / official code: the published rule takes its column sums from the test images themselves. It is
-transductive, because the prediction for an image depends on the other test images, and a single image has none. Column
-sums may also come from training or validation images (inductive). Products become sums of logarithms, because the
-published quotient underflows in float32 for a class that is never predicted.
+transductive, because the prediction for an image depends on the other test images. A single image has none. Column sums
+may also come from training or validation images (inductive). Products become sums of logarithms, because the published
+quotient underflows in float32 for a class that is never predicted.
 """
 
 import math
@@ -38,7 +38,7 @@ def rebalance_predictions(
 
     Args:
         logits: Unnormalised scores, (B, C); also (C,) with a reference. Without one, a single row (1, C) has no
-            meaningful column sums, so its scores say nothing (all are 0 at tau 1).
+            meaningful column sums. Its scores say nothing; at tau 1 all are 0.
         tau: Strength, >= 0; 0 changes no prediction. Published: 1, and 1.4 to 1.7 on the large benchmarks.
         reference: Where the column sums are taken. None: ``logits`` itself (transductive, as published). Logits (M, C)
             of training or validation images, or their column sums (C,): inductive, works for one image.
@@ -51,8 +51,8 @@ def rebalance_predictions(
         Log-scores, the shape of ``logits``; the exponential is the published score. A logit of -inf stays -inf.
 
     Raises:
-        ValueError: If shapes disagree, tau or floor is out of range, logits (C,) come without reference, or the logits
-            that give the column sums are not finite.
+        ValueError: If shapes disagree, or tau or floor is out of range. Also if logits (C,) come without reference, or
+            the logits that give the column sums are not finite.
     """
     check_range('tau', tau, 0)
     log_probs = at_least_float32('logits', logits).log_softmax(-1)

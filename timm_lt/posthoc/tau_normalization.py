@@ -29,7 +29,7 @@ def tau_normalize(classifier: Tensor | nn.Module, tau: float = 1.0) -> Tensor | 
     """tau-normalisation of the classifier's weights: ``W_c / |W_c|**tau``; the bias is left out, as in the paper.
 
     Args:
-        classifier: Weights (C, D); or a linear layer or a timm model (its ``get_classifier()``), which is changed in
+        classifier: Weights (C, D), or a linear layer or a timm model (its ``get_classifier()``). A module is changed in
             place: weights scaled, bias zero.
         tau: Strength, >= 0; 0 keeps the weights, 1 gives all classes the same norm. Chosen on validation images.
 
@@ -78,9 +78,9 @@ def tau_normalize_logits(logits: Tensor, weight: Tensor, bias: Tensor | None = N
 def class_norms(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Norm of each class vector and the bias, which tau-normalisation divides by and leaves out.
 
-    A linear layer has the rows of its weight as class vectors. A classifier with one scale ``f_c`` per class
-    (:class:`timm_lt.models.ScaledClassifier`, as LWS and MiSLAS leave it on a cosine classifier) has
-    ``f_c * s * w_c / |w_c|``, whose norm is ``|f_c| * s``. Tau-normalisation then weakens the learnt scales.
+    A linear layer has the rows of its weight as class vectors. LWS and MiSLAS leave one scale ``f_c`` per class on a
+    cosine classifier (:class:`timm_lt.models.ScaledClassifier`). Its weights are ``f_c * s * w_c / |w_c|``, whose norm
+    is ``|f_c| * s``. Tau-normalisation then weakens the learnt scales.
 
     Args:
         classifier: Classifier layer, or the timm model that has it.

@@ -1,4 +1,4 @@
-"""Predictions of images: from a file, a folder, a list or a dataset to a table of class names and probabilities.
+"""Predictions of the images of a file, folder, list or dataset, as a table of class names and probabilities.
 
 - ``sources``: what is read, in order, and without holding more than a few batches.
 - ``network``: what a checkpoint says of a batch.

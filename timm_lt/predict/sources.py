@@ -1,4 +1,4 @@
-"""Images to predict, in order: a file, a folder at any depth, a list or table of paths, or a dataset by name."""
+"""Images to predict, in order, from a file, a folder, a list or table of paths, or a dataset."""
 
 import os
 from abc import ABC, abstractmethod
@@ -110,9 +110,9 @@ def open_source(
     """The images that a name means.
 
     Args:
-        source: An image file; a folder, whose images are taken at any depth, in natural order; a list (``.txt``, a path
-            a line; also ``path label`` lines) or table (``.csv``, ``.tsv``, ``.parquet``) of paths; or a dataset by its
-            name, such as ``'hfds/NAME'``.
+        source: An image file, or a folder, whose images are taken at any depth, in natural order. Also a list
+            (``.txt``, a path or ``path label`` a line) or table (``.csv``, ``.tsv``, ``.parquet``) of paths. Also a
+            dataset such as ``'hfds/NAME'``.
         data_dir: Folder that the paths of a list start from, by default that of the list; root of a dataset.
         split: Part of a dataset.
         input_key: Column of the images in a table or dataset; file types of a folder, e.g. ``'png;jpg'``.

@@ -2,15 +2,16 @@
 
 A sampler states a law: the share of each class among the draws of an epoch. The rest is here and the same for all:
 
-1. Quota of class c: ``M * share_c`` rounded down or up at random, with exactly that expectation (systematic rounding),
-   so that the quotas sum to the epoch length M and no class is off by one draw or more.
+1. The quota of class c is ``M * share_c``, rounded down or up at random with exactly that expectation (systematic
+   rounding). The quotas sum to the epoch length M, and no class is off by one draw or more.
 2. Order of the classes within the epoch: a random one.
-3. Images of a class: a random order of all of them, then another, so that each is drawn once before any is drawn again.
+3. Images of a class come in a random order of all of them, then in another. Each is drawn once before any is drawn
+  again.
 
 All of it is a function of (seed, epoch) and nothing else: each epoch starts its own cycles.
 
 Source: written from the papers of the laws. Differs from released code: those draw classes and images independently and
-with replacement, which has the same expectation and more variance.
+with replacement. This has the same expectation and more variance.
 """
 
 import math
@@ -52,7 +53,8 @@ class LongTailSampler(Sampler[int]):
     Process r gets draws r, r + W, r + 2 W, ... of :meth:`order`. A step of all processes is therefore a window of it.
 
     Raises:
-        ValueError: If there are no labels, a label is negative, a class has no image, or an option is out of range.
+        ValueError: If there are no labels, a label is negative or a class has no image. Also if an option is out of
+            range.
     """
 
     needs_every_class = True

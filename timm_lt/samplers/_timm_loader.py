@@ -39,8 +39,8 @@ def with_sampler(
         A new ``DataLoader`` of the same class; a ``PrefetchLoader`` is returned itself, with the new one inside.
 
     Raises:
-        ValueError: If the loader streams, schedules its batches or repeats augmentations, or a sampler that divides
-            is needed and there is none.
+        ValueError: If the loader streams, schedules its batches or repeats augmentations. Also if a sampler that
+            divides is needed and there is none.
         TypeError: If ``sampler`` is neither a name nor a sampler of single images.
     """
     if isinstance(loader, PrefetchLoader):

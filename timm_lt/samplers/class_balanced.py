@@ -4,8 +4,8 @@ Papers: L. Shen et al., "Relay Backpropagation for Effective Learning of Deep Co
 https://arxiv.org/abs/1512.05830, section on class-aware sampling;
 B. Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
 https://arxiv.org/abs/1910.09217
-Implements: Kang et al. Eq. (1) with q = 0: every class has share 1 / C; drawn as Shen et al. do, from a list of classes
-and one list of images per class, each shuffled and gone through before it starts again.
+Implements: Kang et al. Eq. (1) with q = 0: every class has share 1 / C. Draws follow Shen et al.: from a list of
+classes and one list of images per class. Each list is shuffled and gone through before it starts again.
 Source: written from the papers.
 Differs from the paper / official code: new lists start in each epoch, so an epoch depends on (seed, epoch) only. The
 class-aware sampler of released long-tail code draws ``n_max * C`` images in an epoch: ``epoch_length='oversampled'``.
@@ -27,7 +27,7 @@ class ClassBalancedSampler(LongTailSampler):
 
     Kang et al., Eq. (1) with q = 0.
 
-    Within an epoch every image of a class is drawn before any comes again; the next epoch starts new random rounds.
+    Within an epoch every image of a class is drawn before any comes again. The next epoch starts new random rounds.
 
     Args:
         targets: Labels of the training images, (N,).

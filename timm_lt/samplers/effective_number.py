@@ -2,8 +2,8 @@
 
 Paper: Y. Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
 https://arxiv.org/abs/1901.05555
-Implements: Eq. (2), ``E_n = (1 - beta**n) / (1 - beta)``, and the weight 1 / E_n of an image (Section 4.1) as its
-chance of being drawn: class c has share ``(n_c / E_{n_c}) / sum_j (n_j / E_{n_j})``.
+Implements: Eq. (2), ``E_n = (1 - beta**n) / (1 - beta)``, with the weight 1 / E_n of an image (Section 4.1) as its
+chance of being drawn. Class c has share ``(n_c / E_{n_c}) / sum_j (n_j / E_{n_j})``.
 Source: written from the paper.
 Differs from the paper / official code: the paper weights the loss, here the same weights draw; images of a class are
 cycled, not drawn with replacement.

@@ -19,7 +19,7 @@ from ._base import CPU, LongTailSampler, shuffle_within
 
 @register_sampler('m_per_class', paper='Musgrave et al., arXiv 2020', needs=('targets',))
 class MPerClassSampler(LongTailSampler):
-    """m images of one class after another: a batch of a multiple of m draws has m images of each of its classes.
+    """m images of one class after another. A batch of a multiple of m draws has m images of each of its classes.
 
     Each C runs of m draws, from the start of the epoch, have every class once. Under several processes the rule holds
     for the joint batch. An epoch has N draws, rounded down to a multiple of m. A class of fewer than m images repeats

@@ -5,7 +5,7 @@ https://arxiv.org/abs/1910.09217
 Implements: Eq. (2): in epoch t of T class c has share ``(1 - t / T) * n_c / N + (t / T) / C``.
 Source: written from the paper.
 Differs from the paper / official code: images of a class are cycled, not drawn with replacement. Epochs count from 0,
-as the loops count them: epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced. The
+as the loops count them. Epoch 0 is plain shuffling, and only epoch T, after the last, would be class-balanced. The
 official code divides by T - 1, so that the last epoch is class-balanced: ``variant='released'``.
 """
 

@@ -5,8 +5,8 @@ https://arxiv.org/abs/1908.03195, Appendix B (after Mahajan et al., ECCV 2018)
 Implements: ``r_c = max(1, sqrt(t / pi_c))``; an image of class c comes r_c times in an epoch, on average.
 Source: written from the paper.
 Differs from the paper / official code: an image has one class here. The published code rounds r_c up or down for each
-image on its own, so that epochs differ in length; here the images of a class share the rounding: each comes floor(r_c)
-or ceil(r_c) times, and every epoch has the same length, ``N + ceil(sum_c n_c (r_c - 1))``: repetitions are scaled up
+image on its own, so that epochs differ in length. Here the images of a class share the rounding, and each comes
+floor(r_c) or ceil(r_c) times. Every epoch has the length ``N + ceil(sum_c n_c (r_c - 1))``, which scales repetitions up
 by less than one draw in all.
 """
 

@@ -289,9 +289,9 @@ def initial_share(options: ModelOptions, updates: int) -> float:
 def build_ema(options: ModelOptions, model: nn.Module, updates: int) -> ModelEmaV3 | None:
     """timm's moving average of the weights; it warms up by itself where the run is too short for its decay.
 
-    Too short: over 1% of the average would still be initial weights after the last update, e.g. fewer than 23,000
-    updates of a decay of 0.9998. Update t then has the decay ``min(decay, 1 - (1 + t) ** (-2 / 3))``, timm's warm-up,
-    so the initial weights vanish. A longer run keeps the decay as it is asked for.
+    A run is too short if over 1% of the average would still be initial weights after the last update. For a decay of
+    0.9998 these are fewer than 23,000 updates. Update t then has the decay ``min(decay, 1 - (1 + t) ** (-2 / 3))``,
+    timm's warm-up, so the initial weights vanish. A longer run keeps the decay as it is asked for.
 
     Args:
         options: Decay, and whether there is an average.

@@ -34,8 +34,8 @@ class DataParts:
         distribution: Images per class of ``train``.
         test_part: Origin of the test images, for the report.
         validation_part: Origin of the validation images, for the report.
-        members: Of each part, the ``split`` of the dataset that it is cut from, the number of ``images`` of this split,
-            and the ``indices`` in it, ascending; None: all of them. Unreadable images count.
+        members: Of each part, the dataset's ``split`` that it is cut from and the number of ``images`` of this split.
+            ``indices`` are the places in it, ascending; None: all of them. Unreadable images count.
     """
     train: Any
     validation: Any

@@ -1,7 +1,7 @@
 """The end of a run, which writes weights and metrics first; no failure loses them or hides a missing file.
 
-Exit status of the script: 0, everything is written; 2, the user can mend something; 3, trained, measured and stored,
-but a report or a model card is missing; 1, a fault after training, noted in ``error.txt``; 130, interrupted.
+Exit status of the script: 0, everything is written; 2, the user can mend something; 130, interrupted. 3: trained,
+measured and stored, but a report or a model card is missing. 1: a fault after training, noted in ``error.txt``.
 """
 
 import os

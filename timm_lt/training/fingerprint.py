@@ -26,8 +26,8 @@ def fingerprint(data: DataParts, num_processes: int) -> dict[str, Any]:
         num_processes: Number of processes that share a step.
 
     Returns:
-        ``class_names`` (C) or None, ``class_counts`` (C), ``images`` (number of each part), ``labels`` (checksum of the
-        labels of each part, in their order) and ``processes``.
+        ``class_names`` (C) or None, ``class_counts`` (C), ``images`` (number of each part) and ``processes``.
+        ``labels`` holds a checksum of the labels of each part, in their order.
     """
     parts = {'train': data.train, 'validation': data.validation, 'test': data.test}
     parts = {name: images for name, images in parts.items() if images is not None}

@@ -7,11 +7,11 @@ import torch.nn as nn
 def wants_channels_last(asked: bool | None, model: nn.Module, device: torch.device, precision: str) -> bool:
     """Whether ``model`` should be channels-last; ``asked`` decides, else the faster format.
 
-    Faster, by step time as a multiple of contiguous fp32 (one CPU thread, in turns, medians): ``resnet32_cifar`` 0.77
-    against 1 in fp32 and 0.51 against 0.57 in bf16, ``resnet18`` at 64 pixels 0.95 and 0.61 against 0.63,
-    ``test_resnet`` 0.75 and 0.53 against 0.82. ``mobilenetv3_small_100``, with convolutions in groups, loses: 1.21, and
-    1.73 against 1.43. So networks of dense convolutions gain on a CPU. On a GPU they do in bf16 and fp16, where cuDNN
-    works on channels-last tensors; in fp32 they stay contiguous.
+    Faster networks, by step time as a multiple of contiguous fp32 (one CPU thread, in turns, medians).
+    ``resnet32_cifar``: 0.77 against 1 in fp32 and 0.51 against 0.57 in bf16. ``resnet18`` at 64 pixels: 0.95 against 1
+    and 0.61 against 0.63. ``test_resnet``: 0.75 against 1 and 0.53 against 0.82. ``mobilenetv3_small_100``, with
+    convolutions in groups, loses: 1.21, and 1.73 against 1.43. So networks of dense convolutions gain on a CPU. On a
+    GPU they do in bf16 and fp16, where cuDNN works on channels-last tensors; in fp32 they stay contiguous.
 
     Args:
         asked: ``--channels-last``; None decides by the rule.

@@ -2,7 +2,8 @@
 
 Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
 Implements: ``f + lambda * df / |df|`` with ``df = grad_f L``. For a linear classifier ``df_i = r_i W``, where r_i is
-the gradient of sample i's loss with respect to its logits (``softmax - onehot`` for cross-entropy): no second graph.
+the gradient of sample i's loss with respect to its logits. For cross-entropy it is ``softmax - onehot``. No second
+graph is needed.
 Source: written from the equations.
 Differs from the paper / official code: a sample or class whose feature gradient is zero is not moved (0/0 there).
 """
@@ -57,7 +58,7 @@ def adversarial_features(
         labels: Class of each sample, (B,).
         noise: Length of the move: a number, or one for each sample, (B,).
         variant: 'paper': each move has its full length. 'released': the joint norm of a class in the batch divides the
-            gradients of its samples, so more samples make each move shorter.
+            gradients of its samples. More samples then make each move shorter.
 
     Returns:
         (B, D), without a graph.

@@ -1,4 +1,4 @@
-"""Base of the second stages: a frozen backbone, a head that is trained or fitted, a plain model at the end."""
+"""Base of the second stages: a frozen backbone, a trained or fitted head, and a plain model at the end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +23,10 @@ Classifier = nn.Linear | CosineClassifier
 class SecondStageMethod(nn.Module):
     """Base of the second stages. As a module it holds the head alone, so that checkpoints and DDP see only that.
 
-    The loop calls ``prepare(model)``; then either, where :attr:`trained`, each epoch ``set_mode(model)`` and each step
-    ``method(features, target, criterion, progress)`` -> loss and ``project()``, or once :meth:`fit`; last
-    ``finish(model)``. While the second stage runs, the head replaces the model's classifier, so ``model(images)`` gives
-    the logits of the head.
+    The loop calls ``prepare(model)`` first and ``finish(model)`` last. Between them a :attr:`trained` method gets
+    ``set_mode(model)`` each epoch. Each step calls ``method(features, target, criterion, progress)`` -> loss and
+    ``project()``. Other methods get one :meth:`fit`. While the second stage runs, the head replaces the model's
+    classifier, so ``model(images)`` gives the logits of the head.
 
     Args:
         class_counts: Training images per class, (C,), each >= 1, or a ``ClassDistribution``.

@@ -2,11 +2,12 @@
 
 Paper: M. Li et al., "Feature Fusion from Head to Tail for Long-Tailed Visual Recognition", AAAI 2024,
 https://arxiv.org/abs/2306.06963
-Implements: the fusion of features: a random share rho of the channels of class-balanced images takes the values of
-images as frequent as in the training set; the classifier is trained on the result with the label of the balanced image.
+Implements: the fusion of features. A random share rho of the channels of class-balanced images takes the values of
+other images. These are as frequent as in the training set. The classifier is trained on the result with the label of
+the balanced image.
 Source: written from the paper.
-Differs from the paper / official code: the second image is drawn from the same class-balanced batch, with class
-probabilities in proportion to the training images of the classes present, so that no second batch passes the network.
+Differs from the paper / official code: the second image is drawn from the same class-balanced batch, because no second
+batch then passes the network. Class probabilities are in proportion to the training images of the classes present.
 Features are fused behind the pooling, which gives the same values as in front of it.
 """
 

@@ -2,7 +2,7 @@
 
 Paper: S. Sun et al., "Rethinking Classifier Re-Training in Long-Tailed Recognition: Label Over-Smoothing Can Balance",
 ICLR 2025.
-Implements: the classifier is trained again on the frozen network with smoothing ``delta`` close to 1: the target of a
+Implements: the classifier is trained again on the frozen network with smoothing ``delta`` close to 1. The target of a
 sample is ``(1 - delta) onehot(y) + delta / C``. No class counts, plain sampling.
 Source: written from the paper.
 Differs from the paper / official code: no.

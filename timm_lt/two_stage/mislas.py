@@ -2,7 +2,7 @@
 
 Paper: Z. Zhong et al., "Improving Calibration for Long-Tailed Recognition", CVPR 2021, https://arxiv.org/abs/2104.00466
 Implements: label-aware smoothing (Eq. (4), the loss 'las') with learnable class scales, and shift learning on BatchNorm
-(Section 3.3): running means and variances follow the class-balanced batches while all affine parameters stay frozen.
+(Section 3.3). Running means and variances follow the class-balanced batches, while all affine parameters stay frozen.
 The first stage is trained with mixup.
 Source: written from the paper.
 Differs from the paper / official code: several processes average the running statistics after each epoch; the official

@@ -6,8 +6,8 @@ Implements: Section 4.1: an image gets the class whose mean feature is nearest, 
 equation.
 Source: written from the paper.
 Differs from the paper / official code: both are written into a plain linear layer with the same predictions. Cosine:
-the weight of a class is its mean over the mean's norm (the norm of the feature changes no order). Euclidean:
-``argmin |f - m_c|**2 = argmax f . m_c - |m_c|**2 / 2``. Such logits are scores: their softmax is not calibrated.
+the weight of a class is its mean over the mean's norm, because the feature's norm changes no order. Euclidean: ``argmin
+|f - m_c|**2 = argmax f . m_c - |m_c|**2 / 2``. Such logits are scores: their softmax is not calibrated.
 """
 
 from typing import Any

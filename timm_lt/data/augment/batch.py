@@ -3,8 +3,9 @@
 Papers: T. DeVries, G. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017,
 https://arxiv.org/abs/1708.04552; Z. Zhong et al., "Random Erasing Data Augmentation", AAAI 2020,
 https://arxiv.org/abs/1708.04896
-Implements: the same laws as torchvision's and timm's transforms of one image (Cutout square around a uniform pixel, cut
-at the border; erased box of 2% to 33% of the area, aspect 0.3 to 1/0.3, ten attempts).
+Implements: the same laws as torchvision's and timm's transforms of one image. The Cutout square lies around a uniform
+pixel and is cut at the border. The erased box has 2% to 33% of the area and an aspect of 0.3 to 1/0.3. It is drawn in
+ten attempts.
 Source: written from the papers.
 Differs from the papers / official code: one generator, seeded by (seed, epoch, step), draws every random number of a
 step. It draws for the global batch on the CPU, and a process takes its rows. Two processes of batch B therefore see the
@@ -52,8 +53,8 @@ class BatchAugment:
         remode: 'const' (mean), 'rand' (a normal colour) or 'pixel' (normal noise).
         seed: Decides everything, with epoch and step.
 
-    Cutout and erasing touch the first view only. Images that are views already, (B, V, C, H, W), keep what the
-    transform that made them did: no crop, flip or step.
+    Cutout and erasing touch the first view only. Images that are views already, (B, V, C, H, W), stay as their
+    transform made them. They get no crop, flip or step.
 
     Raises:
         ValueError: If an argument is out of range.

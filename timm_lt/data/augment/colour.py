@@ -1,7 +1,7 @@
 """Operations on the channels of a pixel (grey, saturation, hue) and on its neighbours (sharpness, blur).
 
-Implements: Pillow's conversion to grey and to HSV, ``ImageEnhance`` (colour, sharpness) and torchvision's Gaussian blur
-of 23 pixels, each within one grey level.
+Implements: Pillow's conversion to grey and to HSV, and ``ImageEnhance`` (colour, sharpness), within one grey level.
+torchvision's Gaussian blur of 23 pixels, within one grey level.
 Source: written from the documented formulas.
 """
 

@@ -1,7 +1,7 @@
 """Geometric operations: each output pixel takes what lies at one place of the input, or the fill colour.
 
-Implements: Pillow's ``Image.transform(AFFINE)`` and ``Image.rotate``: 'nearest' bit for bit (its fixed-point numbers),
-'bilinear' and 'bicubic' (with its a = -1) within one grey level.
+Implements: Pillow's ``Image.transform(AFFINE)`` and ``Image.rotate``. 'nearest' agrees bit for bit, because it uses the
+same fixed-point numbers. 'bilinear' and 'bicubic' (a = -1) agree within one grey level.
 Source: written from Pillow's documented formulas.
 """
 

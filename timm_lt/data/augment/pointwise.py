@@ -1,4 +1,4 @@
-"""Operations that map grey level to grey level: one look-up table per image and channel, one gather for all of them.
+"""Operations that map grey level to grey level, with one look-up table per image and channel and one gather.
 
 Implements: Pillow's ``ImageOps`` (invert, posterize, solarize, autocontrast, equalize) and ``ImageEnhance``
 (brightness, contrast), bit for bit.

@@ -28,7 +28,7 @@ class CMO(BatchMixing):
         prob: Probability that a batch is mixed, in [0, 1]. The official code uses 0.5.
         alpha: Of the Beta distribution of ``lam``, > 0. The paper uses 1.
         partners: Sampler of the foreground. 'class_balanced' is that of the official code, where each image has the
-            weight ``1 / n_c``; 'reverse' draws classes by the inverse of their size.
+            weight ``1 / n_c``. 'reverse' draws classes by the inverse of their size.
     """
 
     def __init__(

@@ -20,8 +20,9 @@ from ._base import BatchMixing
 class Remix(BatchMixing):
     """Mixup in which the label is that of the smaller class alone, where the sizes differ enough.
 
-    Images are mixed with one weight ``lam`` for a batch. The label of a pair is its smaller class alone, where the
-    larger class has at least ``kappa`` times its images and less than ``tau`` of the image is of the larger class.
+    Images are mixed with one weight ``lam`` for a batch. The label of a pair is its smaller class alone if two
+    conditions hold. The larger class has at least ``kappa`` times the images of the smaller. It fills less than ``tau``
+    of the image.
 
     Args:
         class_counts, prob, start_epoch: See :class:`BatchMixing`.

@@ -22,7 +22,7 @@ class UniMix(BatchMixing):
     """Mixup with partners drawn by class size, and weights that lean towards the smaller class of each pair.
 
     The partner comes from the batch: image j with the weight ``n_j ** power``, with replacement. The weight of an image
-    i is ``n_j / (n_i + n_j) + b`` modulo 1, with ``b`` from Beta(alpha, alpha), its own for each pair.
+    i is ``n_j / (n_i + n_j) + b`` modulo 1. Each pair draws its own ``b`` from Beta(alpha, alpha).
 
     Args:
         class_counts, prob, start_epoch: See :class:`BatchMixing`.

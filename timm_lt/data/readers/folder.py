@@ -19,15 +19,15 @@ from ._scan import has_images, image_types, scan_classes, subfolders
 class FolderReader(NamedClassReader):
     """Images in class folders; the first level of folders names the class, deeper ones belong to it.
 
-    ``root`` holds class folders, or one folder of class folders for each part (``train``, ``val``, ``test`` and their
-    other usual names in any case). A folder without parts is all training images. A folder with the name of a part that
-    holds images and no folder is a class.
+    ``root`` holds class folders, or one folder of class folders for each part. Parts have usual names (``train``,
+    ``val``, ``test`` ...) in any case. A folder without parts is all training images. A folder with the name of a part
+    that holds images and no folder is a class.
 
     Args:
         name: Not used.
         root: The folder.
-        bad_images: 'error': a class folder without an image, images outside a class folder, folders that cannot be
-            opened and folders that the class map lacks are errors. 'skip': they are left out.
+        bad_images: 'error': class folders that are empty, closed or not in the class map are errors. So are images
+            outside class folders. 'skip': all these are left out.
         input_key: File types that count as images, e.g. 'png;jpg'; None: :data:`IMAGE_TYPES` and timm's.
         **shared: ``class_map`` and ``input_img_mode``, see :class:`NamedClassReader`.
     """

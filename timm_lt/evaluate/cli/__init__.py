@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> int:
         prog: Name of the command, for messages.
 
     Returns:
-        The exit status: 0, 3 if the report could not be written, 2 for an error of the user, told in one sentence.
+        The exit status. 0: done. 3: the report could not be written. 2: an error of the user, told in one sentence.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in (['compare'], ['report']):

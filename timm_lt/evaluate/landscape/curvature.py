@@ -41,7 +41,7 @@ def gradient_cosine(
         *,
         loss: Loss | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """Cosine between the mean gradients of several sets of images; None where a set is empty or a gradient is 0."""
+    """Cosine between the mean gradients of several sets of images; None for an empty set or a zero gradient."""
     gradients = {
         name: torch.cat([g.flatten().float() for g in mean_gradient(model, part, loss=loss)]) if part else None
         for name, part in parts.items()}

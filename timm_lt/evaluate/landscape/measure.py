@@ -6,8 +6,8 @@ Source: written from the papers.
 Differs from the paper: no. As there, biases and normalisation parameters get no random direction.
 
 ``batches`` is anything that can be iterated several times and yields (input, target): a list, a loader. The network is
-in evaluation mode throughout, so that normalisation statistics are those of the trained network; parameters, buffers,
-mode and ``.grad`` are the same bits afterwards as before. The loss of a split is the mean over its images.
+in evaluation mode throughout, because normalisation then uses the trained statistics. Parameters, buffers, mode and
+``.grad`` are the same bits afterwards as before. The loss of a split is the mean over its images.
 """
 
 import math
@@ -57,9 +57,12 @@ def measure_landscape(
         loss: ``loss(output, target)`` that gives one value per sample; None is cross-entropy.
 
     Returns:
-        ``loss``, ``sharpness``, ``top_eigenvalue``, ``trace``, ``trace_error`` (standard error): by split and
-        ``'all'``, None for a split without an image; ``line``, ``surface``; ``gradient_cosine`` (between the gradients
-        of the splits); ``num_images``, ``rho``, ``seed``.
+        A dictionary with
+
+        - ``loss``, ``sharpness``, ``top_eigenvalue``, ``trace``, ``trace_error`` (standard error): by split and
+          ``'all'``, None for a split without an image;
+        - ``line``, ``surface``, ``gradient_cosine`` (between the gradients of the splits);
+        - ``num_images``, ``rho``, ``seed``.
     """
     distribution = class_counts if isinstance(class_counts, ClassDistribution) else ClassDistribution(class_counts)
     splits = distribution.splits(split_rule)

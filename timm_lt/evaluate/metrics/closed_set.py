@@ -41,25 +41,30 @@ def report(
         class_counts: Training images per class, (C,), or a :class:`ClassDistribution`; they define the splits.
         split_rule: A rule of :meth:`ClassDistribution.splits`, or ``'auto'``, see :func:`resolve_split_rule`.
         class_names: Names, (C,); None takes those of the distribution.
-        posthoc: Changes the logits first, e.g. a :class:`timm_lt.posthoc.PostHoc` or a partial of a function there; its
-            name is noted, and whether it is transductive. It sees the finite images alone.
+        posthoc: Changes the logits first, e.g. a :class:`timm_lt.posthoc.PostHoc` or a partial of a function there. The
+            report notes its name, and whether it is transductive. It sees the finite images alone.
         bootstrap: Resamples of the test images for confidence intervals; 0 gives none.
         seed: Of the bootstrap.
 
     Returns:
-        ``top1``, ``top5`` (100 for up to five classes), ``balanced_accuracy`` (mean of the per-class accuracies),
-        ``many``, ``medium``, ``few`` (the same mean over a split; None if the split has no class or no test image),
-        ``per_class`` (the recalls; C entries, None without a test image), ``precision_per_class`` (None for a class
-        that is never predicted), ``f1_per_class`` (None for a class that is neither tested nor predicted),
-        ``worst_class`` (lowest accuracy), ``worst_class_index`` and ``worst_class_name`` (of the first class that has
-        it), ``num_worst_classes`` (classes that share it), ``harmonic_mean``, ``geometric_mean`` (of the per-class
-        accuracies), ``macro_f1`` (over the classes that occur among targets or predictions), ``ece``, ``ece_many``,
-        ``ece_medium``, ``ece_few`` (15 bins; None where an image is not finite), ``split_confusion`` (percent of a
-        split's images predicted as a class of each split),
-        ``split_rule``, ``splits`` (classes, classes with test images, test images of each), ``num_images``,
-        ``num_classes``, ``test_images_per_class``, ``predicted_images_per_class``, ``train_images_per_class``,
-        ``non_finite`` (images with a NaN or ``+inf`` score, or of ``-inf`` alone: they count as wrong), ``posthoc``,
-        ``transductive``, ``confidence`` (None or the intervals).
+        A dictionary with
+
+        - ``top1``, ``top5`` (100 for up to five classes), ``balanced_accuracy`` (mean of the per-class accuracies);
+        - ``many``, ``medium``, ``few``: the same mean over a split, None without a class or a test image of it;
+        - ``per_class``: the recalls, C entries, None without a test image;
+        - ``precision_per_class``: None for a class that is never predicted;
+        - ``f1_per_class``: None for a class that is neither tested nor predicted;
+        - ``worst_class``: lowest accuracy; ``num_worst_classes`` share it, ``worst_class_index`` and
+          ``worst_class_name`` are of the first;
+        - ``harmonic_mean``, ``geometric_mean``: of the per-class accuracies;
+        - ``macro_f1``: over the classes that occur among targets or predictions;
+        - ``ece``, ``ece_many``, ``ece_medium``, ``ece_few``: of 15 bins, None where an image is not finite;
+        - ``split_confusion``: percent of a split's images predicted as a class of each split;
+        - ``split_rule``, ``splits`` (of each: classes, classes with test images, test images);
+        - ``num_images``, ``num_classes``, ``test_images_per_class``, ``predicted_images_per_class``,
+          ``train_images_per_class``;
+        - ``non_finite``: images with a NaN or ``+inf`` score, or of ``-inf`` alone, which count as wrong;
+        - ``posthoc``, ``transductive``, ``confidence`` (None or the intervals).
 
     Raises:
         ValueError: If shapes disagree, a target is outside [0, C), or there is no test image.

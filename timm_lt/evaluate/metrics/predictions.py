@@ -59,9 +59,11 @@ def predict(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
         targets: (N,), int64.
 
     Returns:
-        ``predicted`` (N,), -1 where the image is not finite; ``rank`` (N,), the place of the true class, 0 for the
-        highest score, C + 5 where the image is not finite; ``confidence`` (N,), float64, the largest softmax value,
-        NaN where the image is not finite.
+        A dictionary with
+
+        - ``predicted``: (N,), -1 where the image is not finite;
+        - ``rank``: (N,), the place of the true class, 0 for the highest score, C + 5 where the image is not finite;
+        - ``confidence``: (N,), float64, the largest softmax value, NaN where the image is not finite.
     """
     num_images, num_classes = logits.shape
     rows = max(1, CHUNK_ELEMENTS // num_classes)

@@ -18,12 +18,12 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         reports: Results of :func:`report` (or ``metrics.json`` contents, whose ``seed`` is noted) of one recipe.
 
     Returns:
-        ``num_seeds``, ``seeds``, ``split_rule``, ``mean`` and ``std`` (metric to value; the deviation divides by n - 1
-        and is None for one seed; a metric that a report lacks is None), ``per_class_mean``.
+        ``num_seeds``, ``seeds``, ``split_rule``, ``per_class_mean``, and ``mean`` and ``std`` of each metric. The
+        deviation divides by n - 1 and is None for one seed. A metric that a report lacks is None.
 
     Raises:
-        ValueError: If there is no report, a seed appears twice, or they differ in split rule, number of classes or test
-            images, or in the method of the correction.
+        ValueError: If there is no report or a seed appears twice. Also if reports differ in split rule, number of
+            classes or test images, or post-hoc method.
     """
     reports = list(reports)
     if not reports:

@@ -44,9 +44,11 @@ def compare(
         seed: Of the bootstrap.
 
     Returns:
-        ``mcnemar``: ``first_only`` and ``second_only`` (images that only one of them has right) and ``p_value``, and
-        for ``top1, balanced_accuracy, many, medium, few``: ``difference`` (second minus first, in points),
-        ``interval`` (95%), ``p_value`` of the paired bootstrap (two-sided), or None for an absent split.
+        A dictionary with
+
+        - ``mcnemar``: ``first_only`` and ``second_only`` (images that only one of them has right) and ``p_value``;
+        - ``top1``, ``balanced_accuracy``, ``many``, ``medium``, ``few``: ``difference`` (second minus first, in
+          points), ``interval`` (95%) and ``p_value`` of the paired bootstrap (two-sided). An absent split has None.
     """
     distribution = ClassDistribution(check_class_counts(class_counts, min_count=0, who='compare'))
     num_classes = distribution.num_classes

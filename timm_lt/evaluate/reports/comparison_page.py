@@ -27,9 +27,9 @@ def write_comparison(
 ) -> Path:
     """Write a page that compares runs; the first is the baseline of the others.
 
-    Runs measured alike whose ``args.yaml`` differ in the seed only (or in where and how the run was carried out) are
-    merged to mean and deviation. Marks: recipes with two seeds or more on both sides are compared over seeds (Welch's
-    t-test); single runs over the test images (paired bootstrap).
+    Runs measured alike whose ``args.yaml`` differ in the seed only are merged to mean and deviation. Options that
+    compute nothing, such as paths, may differ too. Marks: recipes with two seeds or more on both sides are compared
+    over seeds (Welch's t-test). Single runs are compared over the test images (paired bootstrap).
 
     Args:
         run_dirs: Run folders.

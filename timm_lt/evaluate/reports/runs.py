@@ -1,8 +1,9 @@
 """Run folders: reading them, and the runs of one recipe together.
 
-A run folder holds ``metrics.json`` (result of :func:`timm_lt.evaluate.report`, with ``seed``, ``model``,
-``num_parameters``, ``protocol`` ...) and, as far as the run wrote them, ``summary.csv``, ``predictions.npz``
-(``logits`` or ``predictions``, and ``targets``), ``class_distribution.json``, ``mistakes.zip`` and ``args.yaml``.
+A run folder holds ``metrics.json``, the result of :func:`timm_lt.evaluate.report` with ``seed``, ``model``,
+``num_parameters``, ``protocol`` and more. As far as the run wrote them, it also holds ``summary.csv``,
+``predictions.npz``, ``class_distribution.json``, ``mistakes.zip`` and ``args.yaml``. ``predictions.npz`` has
+``targets``, and ``logits`` or ``predictions``.
 """
 
 import csv

@@ -52,8 +52,8 @@ def _conv_backward(m: nn.Conv2d, g: Tensor, x: Tensor, weight: Tensor, wanted: l
 class SlicedConv(torch.autograd.Function):
     """Convolution of slices, each with its own weights.
 
-    On the ``first`` pass all slices share the weights, and each slice gets its own weight gradient. On later passes
-    only the sum of the gradients is wanted: the first slice gets it, and the others get none.
+    On the ``first`` pass all slices share the weights, and each slice gets its own weight gradient. Later passes need
+    only the sum of the gradients. The first slice gets it, and the others get none.
     """
 
     @staticmethod

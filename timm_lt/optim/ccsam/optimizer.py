@@ -1,10 +1,10 @@
 """CC-SAM: class-conditional sharpness-aware minimization, first stage.
 
 Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep Long-Tailed Recognition", CVPR 2023.
-Implements: method section, first stage. Each class c in the batch has the perturbation
-``eps_c = scale * sqrt(k) * rho_c * g_c / |g_c|`` of the classifier w, with g_c the gradient of the mean loss of its
-samples, k = dim(w) and ``rho_c = (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``. The loss is
-``(1 - perturbed_share) * clean + perturbed_share * (1/B) sum_c sum_{i in c} l_i(w + eps_c)``.
+Implements: method section, first stage. Each class c in the batch has the perturbation ``eps_c = scale * sqrt(k) *
+rho_c * g_c / |g_c|`` of the classifier w. g_c is the gradient of the mean loss of its samples, k = dim(w), and ``rho_c
+= (|w| / (2 |g_c|))**1/2 * (k (n_c - 1))**-1/4``. The loss is ``(1 - perturbed_share) * clean + perturbed_share * (1/B)
+sum_c sum_{i in c} l_i(w + eps_c)``.
 Source: written from the equations; the closed form for the classifier is in ``perturbations.py``.
 Differs from the paper / official code: n_c = 1 counts as 2 (0 is divided by there); a class without gradient is not
 perturbed. ``variant='released'`` takes norm and direction of g_c per tensor, as the official code does. Under mixup it
@@ -37,8 +37,8 @@ from .unmixed import UnmixedClosure
 class CCSAM(SharpnessAware):
     """Class-conditional sharpness-aware minimization around any optimizer of timm (Zhou et al. 2023, first stage).
 
-    By default the classifier is perturbed. A step then takes one forward and one backward pass, because a closed form
-    gives the perturbed losses from the features. A window of several micro-batches takes one more forward pass, because
+    By default the classifier is perturbed. A step then takes one forward and one backward pass, because the features
+    give the perturbed losses in closed form. A window of several micro-batches takes one more forward pass, because
     class means are over the whole window. Other layers take a backward and a further pass for each class in the batch.
     They hold the gradients of those classes at the same time.
 
@@ -51,8 +51,8 @@ class CCSAM(SharpnessAware):
         scale: Strength of the perturbation, >= 0; 0 is the base optimizer. The official code uses 1e-6.
         perturbed_share: Share of the perturbed loss, in [0, 1]; 0 is the base optimizer. The official code uses 0.5
             (0.3 on CIFAR-10).
-        variant: 'paper': norm and direction of g_c jointly over all perturbed tensors, under mixup from the unmixed
-            labels; 'released': each tensor its own norm and direction, under mixup from the soft targets.
+        variant: 'paper': norm and direction of g_c jointly over all perturbed tensors; under mixup from the unmixed
+            labels. 'released': each tensor has its own norm and direction; under mixup from the soft targets.
         layers: Wildcard or wildcards of the perturbed parameter names; 'classifier', or '*' for the whole network.
         options: See :class:`SharpnessAware`, and the options of the base optimizer.
 

@@ -4,16 +4,16 @@ Paper: Z. Zhou et al., "Class-Conditional Sharpness-Aware Minimization for Deep 
 Implements: the radius and the perturbation of each class in stage 1, with the classifier as the perturbed part.
 Source: written from the equations.
 
-With ``f_i`` the features, ``r_i`` the gradient of sample i's loss with respect to
-its logits and m_c the samples of class c in the batch, the gradient of the mean loss of class c is
-``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` (weight) and ``(1/m_c) * sum_{j in c} r_j`` (bias). So ``|g_c|`` and the
-shift ``eps_c f_i`` that the perturbation gives to the logits need only products of (B, D) and (B, C) with each other:
-no C x C x D tensor, no loop over classes, no host synchronisation. A cosine classifier ``s <f, w> / (|f| |w|)`` has
-``g_c = (1/m_c) * sum_j a_j (f_j/|f_j| - u_j w/|w|)^T`` with cosines u and ``a = s r / |w|``, orthogonal to w: the same
-products give the numerator ``<f, w + eps>`` and ``|w + eps|**2 = |w|**2 + |eps|**2``.
+``f_i`` are the features, and ``r_i`` is the gradient of sample i's loss with respect to its logits. Class c has m_c
+samples in the batch. The mean loss of class c has the gradient ``g_c = (1/m_c) * sum_{j in c} r_j f_j^T`` for the
+weight, and ``(1/m_c) * sum_{j in c} r_j`` for the bias. The perturbation shifts the logits by ``eps_c f_i``. This shift
+and ``|g_c|`` need only products of (B, D) and (B, C) with each other. There is no C x C x D tensor, no loop over
+classes and no host synchronisation. A cosine classifier ``s <f, w> / (|f| |w|)`` has ``g_c = (1/m_c) * sum_j a_j
+(f_j/|f_j| - u_j w/|w|)^T`` with cosines u and ``a = s r / |w|``. This gradient is orthogonal to w, so the same products
+give the numerator ``<f, w + eps>`` and ``|w + eps|**2 = |w|**2 + |eps|**2``.
 
-Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2, and a
-class whose gradient is zero is not perturbed; the official code divides by zero in both cases.
+Differs from the paper / official code: a class with one training image (n_c - 1 = 0) gets the radius of n_c = 2. A
+class whose gradient is zero is not perturbed. The official code divides by zero in both cases.
 """
 
 from dataclasses import dataclass
@@ -185,7 +185,7 @@ def class_perturbations(
         weight: (C, D).
         bias: (C,) or None.
         scale: Strength, >= 0; 0 switches the perturbation off. The official code uses 1e-6.
-        variant: 'paper': radius and direction jointly over weight and bias; 'released': each tensor has its own norm
+        variant: 'paper': radius and direction jointly over weight and bias. 'released': each tensor has its own norm
             and direction, while ``|w|`` and k stay those of the whole classifier.
     """
     dtype = torch.promote_types(residuals.dtype, torch.float32)

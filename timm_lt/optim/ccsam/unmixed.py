@@ -7,7 +7,7 @@ from ..engine import BatchClosure
 
 
 class UnmixedClosure(BatchClosure):
-    """A closure with the class of each sample as the target; its passes never count for the statistics of the loss.
+    """A closure with the class of each sample as the target. Its passes never count for the statistics of the loss.
 
     Its passes draw the same random numbers as those of the closure.
 

@@ -73,8 +73,8 @@ class BatchClosure:
         >>> result = timm_lt.optim.optimizer_step(optimizer, closure, clip_grad=1.0)
 
     Raises:
-        ValueError: If lists differ in length, DDP has a static graph, or Accelerate divides the loss by its own number
-            of accumulation steps.
+        ValueError: If lists differ in length or DDP has a static graph. Also if Accelerate divides the loss by its own
+            number of accumulation steps.
     """
 
     def __init__(

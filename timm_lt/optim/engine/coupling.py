@@ -31,8 +31,8 @@ class CouplingProbe:
 def couples_samples(closure: BatchClosure) -> bool:
     """Whether the output of a sample, or a buffer, depends on the other samples of the batch.
 
-    BatchNorm in training mode does both. Other modules are tried on two samples: they couple if the output of one
-    sample has a gradient with respect to the other, or if a buffer changes.
+    BatchNorm in training mode does both. Other modules are tried on two samples. They couple if the output of one has a
+    gradient with respect to the other, or if a buffer changes.
     """
     layers = [m for m in closure.module.modules() if isinstance(m, _BatchNorm)]
     if any(m.training or m.running_mean is None for m in layers):

@@ -261,9 +261,9 @@ class SharpnessAware(OptimizerWrapper):
         """Take a step.
 
         Args:
-            closure: A :class:`BatchClosure`; for a method without classes any function that clears the gradients, runs
-                forward and backward and returns the loss. None: step with the gradients of :meth:`compute_grads`;
-                without that call it is a plain step of the base, with one warning.
+            closure: A :class:`BatchClosure`. A method without classes takes any function that clears the gradients,
+                runs forward and backward and returns the loss. None: step with the gradients of :meth:`compute_grads`.
+                Without that call it is a plain step of the base, with one warning.
 
         Returns:
             The loss at the unperturbed weights, or None without a closure.

@@ -74,7 +74,7 @@ def _subsets(closure: BatchClosure, i: int, weights: Weights, first: bool) -> It
 def _whole(
         closure: BatchClosure, i: int, weights: Weights, first: bool, separate: bool, bare: bool,
 ) -> Iterator[Pass]:
-    """One forward of the whole micro-batch for all rows, or one for each, after which buffers are as after the first.
+    """One forward of the whole micro-batch for all rows, or one for each. Buffers end as after the first.
     """
     values = closure.sample_values(i, first, bare=bare)
     buffers = SavedBuffers(closure.module if separate else None)
@@ -86,7 +86,7 @@ def _whole(
 
 
 def part_totals(closure: BatchClosure, weights: Sequence[Tensor], part_normalizer: str) -> tuple[list[int], Tensor]:
-    """Samples of each part in the joint batch of all processes, and the factor on the weights of each part, (P,).
+    """Samples of each part in the joint batch of all processes, and the factor on its weights, (P,).
 
     Args:
         closure: The batch.

@@ -11,7 +11,7 @@ class RandomReplay:
     """Records torch's global generators at the first pass of a batch and replays them at its later passes.
 
     Dropout masks, stochastic depth and sampled losses are therefore equal in all passes. After a step the generators
-    continue as after its first passes alone, so that a method draws as many random numbers as its base optimizer.
+    continue as after its first passes alone. A method thus draws as many random numbers as its base optimizer.
 
     Args:
         device: Device of the model, whose generator is replayed beside that of the CPU.

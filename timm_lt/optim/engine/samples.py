@@ -22,7 +22,7 @@ def take_samples(data: Any, index: Tensor) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits of a model's output: a tensor, or the entry ``logits``, or the first entry, of a dict or tuple."""
+    """The logits of a model's output: a tensor, or of a dict or tuple the entry ``logits`` or the first."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, dict):

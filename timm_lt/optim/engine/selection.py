@@ -17,8 +17,8 @@ CLASSIFIER = 'classifier'
 class ParameterSelection:
     """The parameters of an optimizer that may be perturbed; ``p in selection`` asks for one of them.
 
-    The choice follows the optimizer and the model: parameters that were added later and a classifier that was replaced
-    are found by :meth:`update`.
+    The choice follows the optimizer and the model. :meth:`update` finds parameters that were added later and a
+    classifier that was replaced.
 
     Args:
         who: Name of the method, for messages.

@@ -37,8 +37,8 @@ def optimizer_step(
 ) -> StepResult:
     """Compute gradients, unscale and clip the final ones once, step, clear them, settle the loss's statistics.
 
-    A step that the gradient scaler skips changes the loss scale alone: not the weights, buffers, statistics of the loss
-    or the state of the optimizer. Do not step the scheduler and the moving average of the weights if ``skipped``. Any
+    A step that the gradient scaler skips changes the loss scale alone. Weights, buffers, statistics of the loss and the
+    state of the optimizer stay. Do not step the scheduler and the moving average of the weights if ``skipped``. Any
     optimizer works: timm's, this package's, inside ``lookahead_``, prepared by Accelerate or not.
 
     Args:

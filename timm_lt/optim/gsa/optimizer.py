@@ -1,9 +1,9 @@
 """GSA: grouped sharpness-aware minimization.
 
 Paper: Chen et al., "GKP+GSA", CVPR 2026.
-Implements: Eq. (16) and its terms: for groups of classes k, with ``L_k = (1/B) sum_(i in k) l_i``, the direction
-``h_k = g_k - (g_k . g / |g|^2) g``, the radius ``rho_k = (|theta| / (2 |h_k|))^1/2 d^-1/4 (n_k - 1)^-1/4``, the
-perturbation ``eps_k = Z sqrt(d) rho_k h_k / |h_k|`` and the step with ``sum_k grad L_k(theta + eps_k)``; with a
+Implements: Eq. (16) and its terms. A group of classes k has the loss ``L_k = (1/B) sum_(i in k) l_i`` and the direction
+``h_k = g_k - (g_k . g / |g|^2) g``. It has the radius ``rho_k = (|theta| / (2 |h_k|))^1/2 d^-1/4 (n_k - 1)^-1/4`` and
+the perturbation ``eps_k = Z sqrt(d) rho_k h_k / |h_k|``. The step follows ``sum_k grad L_k(theta + eps_k)``; with a
 penalty, ``alpha sum_k grad L_k(theta + eps_k) + (1 - alpha) grad L_gkp``.
 Source: written from the paper; compared with published numbers in ``tests/golden``.
 Differs from the official code: that code takes one backward for all groups and passes the whole batch once more with
@@ -41,16 +41,16 @@ class GSA(SharpnessAware):
     Args:
         params: Parameters or groups.
         class_counts: Training images per class, (C,).
-        groups: Group of each class, (C,) whole numbers from 0 or a mapping {class: group}, or ``'size'``: classes
-            sorted by size and cut into ``num_groups`` even groups. :meth:`set_groups` replaces them at any time (the
-            memory bank does).
+        groups: Group of each class, (C,) whole numbers from 0 or a mapping {class: group}. ``'size'`` sorts classes by
+            size and cuts them into ``num_groups`` even groups. :meth:`set_groups` replaces them at any time (the memory
+            bank does).
         num_groups: G of ``groups='size'``; at most C. One group is the base optimizer.
         Z: Strength of the perturbation, >= 0; 0 is the base optimizer. The paper uses 1e-2.
-        direction: Direction of a group's perturbation: ``'orthogonal'``, its gradient minus the projection on the
-            batch's (the paper's choice); ``'gradient'``, its gradient (the paper's "SAM direction"); ``'projection'``,
-            the projection alone. The last two are the paper's ablation.
-        part_loss: Loss whose gradient sets the radius: ``'group_mean'``, the mean loss over the group's samples in the
-            batch, or ``'batch_mean'``, their sum over the batch size. The direction is the same.
+        direction: Direction of a group's perturbation. ``'orthogonal'`` (the paper's choice): its gradient minus the
+            projection on the batch's. ``'gradient'`` (the paper's "SAM direction"): its gradient. ``'projection'``: the
+            projection alone. The last two are the paper's ablation.
+        part_loss: Loss whose gradient sets the radius. ``'group_mean'``: the mean loss over the group's samples in the
+            batch. ``'batch_mean'``: their sum over the batch size. The direction is the same.
         weighting: ``'share'``: the total sums ``L_k = (1/B) sum_(i in k) l_i``, so that Z = 0 is the base optimizer.
             ``'equal'`` sums the groups' mean losses, the other reading of the paper's Eq. 16. Gradients are then up to
             G times as large.
@@ -107,8 +107,8 @@ class GSA(SharpnessAware):
         """Replace the groups.
 
         Args:
-            groups: Group of each class, (C,) or a mapping {class: group}, whole numbers from 0; a number without a
-                class is allowed.
+            groups: Group of each class, (C,) or a mapping {class: group}, whole numbers from 0. A number may have no
+                class.
         """
         num_classes = len(self.class_counts)
         if isinstance(groups, Mapping):

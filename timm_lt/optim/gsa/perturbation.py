@@ -52,8 +52,8 @@ def gsa_perturbations(
 ) -> GSAPerturbations:
     """Direction, radius and perturbation of every group.
 
-    A group whose gradient is a multiple of the batch's (the only group of a batch) is not perturbed, because the
-    projection leaves only rounding.
+    A group whose gradient is a multiple of the batch's is not perturbed, because the projection leaves only rounding.
+    This is the case for the only group of a batch.
 
     Args:
         group_gradients: ``g_k``, K vectors.

@@ -2,7 +2,7 @@
 
 Known images carry their class, unknown ones the label -1. A higher score is more likely known; an image is rejected
 if its score lies below the threshold. An image that is not finite (see
-:mod:`timm_lt.evaluate.metrics.predictions`) has the score NaN in every kind of score: it is rejected at any threshold,
+:mod:`timm_lt.evaluate.metrics.predictions`) has the score NaN in every kind of score. It is rejected at any threshold,
 and nothing is fitted to it.
 """
 

@@ -68,8 +68,8 @@ def choose_threshold(
     Args:
         scores: Scores of validation images, (N,).
         predictions: Their predicted classes, (N,).
-        labels: Their classes, (N,), -1 for unknown ones. If some are unknown, the threshold with the largest
-            F-measure (OLTR) is taken; otherwise the one that keeps the share ``keep`` of the known images.
+        labels: Their classes, (N,), -1 for unknown ones. If some are unknown, the threshold with the largest F-measure
+            (OLTR) is taken. Otherwise the threshold keeps the share ``keep`` of the known images.
         keep: Share of known images to keep.
 
     Returns:

@@ -105,8 +105,8 @@ class ViM(OpenSetScore):
     logit of the training images their mean largest logit.
 
     Args:
-        dim: Dimensions of the principal space, >= 1; None: 1000 for D >= 2048, 512 for D >= 768, else D / 2, as in the
-            official code.
+        dim: Dimensions of the principal space, >= 1. None follows the official code: 1000 for D >= 2048, 512 for D >=
+            768, else D / 2.
     """
 
     needs_features = fitted = True

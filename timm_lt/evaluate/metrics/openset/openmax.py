@@ -1,13 +1,13 @@
 """OpenMax: logits that move to an unknown class where an image lies far from the mean of its class.
 
 Paper: A. Bendale and T. Boult, "Towards Open Set Deep Networks", CVPR 2016, https://arxiv.org/abs/1511.06233
-Implements: Algorithms 1 and 2: a Weibull distribution per class, fitted to the largest distances of correctly
-classified training images from their mean logits; the top ``alpha`` logits of an image lose the share
-``(alpha - i) / alpha * CDF(distance)`` to the unknown class.
+Implements: Algorithms 1 and 2. Each class has a Weibull distribution of the distances of its correctly classified
+training images from their mean logits. It is fitted to the largest ones. The top ``alpha`` logits of an image lose the
+share ``(alpha - i) / alpha * CDF(distance)`` to the unknown class.
 Source: written from the paper.
 Differs from the paper / official code: distances are Euclidean; libmr's shift of the tail is left out. A class with
-fewer than ``least`` correct training images has the Weibull of all tails together, and the mean of all of its images
-where none is correct. The score is the log odds of the known classes, which orders images as 1 - P(unknown).
+fewer than ``least`` correct training images has the Weibull of all tails together. Where none is correct, its mean is
+that of all of its images. The score is the log odds of the known classes, which orders images as 1 - P(unknown).
 """
 
 import torch

@@ -34,8 +34,8 @@ class TrainingOutputs:
 class OpenSetScore:
     """How likely an image belongs to a known class.
 
-    A subclass states what it reads in ``needs_features`` (of the tested images) and ``fitted`` (training images), and
-    defines :meth:`score`, with :meth:`fit` if it is fitted.
+    A subclass sets ``needs_features`` if it reads features of the tested images, and ``fitted`` if it reads training
+    images. It defines :meth:`score`, and :meth:`fit` if it is fitted.
     """
 
     needs_features = False
@@ -89,7 +89,7 @@ def open_set_scores(
         temperature: float = 1.0,
         training: TrainingOutputs | None = None,
 ) -> Tensor:
-    """How likely each image belongs to a known class, (N,), on the CPU; higher is more likely, NaN if not finite.
+    """How likely each image belongs to a known class, (N,), on the CPU. Higher is more likely; NaN: not finite.
 
     Args:
         logits: (N, C); ``'prototype'`` and ``'nearest_neighbor'`` do not need them.

@@ -48,13 +48,19 @@ def open_set_report(
         split_rule: Their rule, as in :func:`timm_lt.evaluate.report`.
 
     Returns:
-        ``f_measure_oltr``, ``f_measure_without_rejected``, ``counts``, ``top1`` (known images, a rejected one counts as
-        wrong), with class counts ``many``, ``medium``, ``few`` (the same, mean over the classes of a split) and
-        ``split_rule``, ``auroc`` (known against unknown),
-        ``fpr95`` (share of unknown images kept where at least 95% of the known ones are), ``oscr`` (area under the
-        rate of known and right over the rate of unknown kept), ``threshold``, ``threshold_rule``, ``score``,
-        ``num_known``, ``num_unknown``. The threshold-free ones are None without known or unknown images, an accuracy
-        without known images of its classes.
+        A dictionary with
+
+        - ``f_measure_oltr``, ``f_measure_without_rejected``, ``counts``;
+        - ``top1``: of the known images, a rejected one counts as wrong;
+        - ``many``, ``medium``, ``few``: the same, mean over the classes of a split, and ``split_rule``; they need class
+          counts;
+        - ``auroc``: known against unknown;
+        - ``fpr95``: share of unknown images kept where at least 95% of the known ones are;
+        - ``oscr``: area under the rate of known and right over the rate of unknown kept;
+        - ``threshold``, ``threshold_rule``, ``score``, ``num_known``, ``num_unknown``.
+
+        The threshold-free ones are None without known or unknown images. An accuracy is None without known images of
+        its classes.
     """
     chosen: Mapping[str, Any] = threshold if isinstance(threshold, Mapping) else {
         'threshold': threshold, 'rule': 'fixed beforehand'}

@@ -15,7 +15,7 @@ def column(rows: Rows, key: str) -> tuple[list[float], list[Any]]:
 def measured_part(summaries: Sequence[Rows]) -> tuple[str, str]:
     """Prefix of the accuracies that all runs have in ``summary.csv``, and the words for it.
 
-    A validation part where all runs have one, else the batches of training; the test part is not read before the end.
+    A validation part where all runs have one, else the batches of training. The test part is not read before the end.
     """
     for prefix, part in (('val_', ', validation part'), ('train_', ', training batches')):
         if all(len(column(rows, prefix + 'top1')[0]) for rows in summaries):

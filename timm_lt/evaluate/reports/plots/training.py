@@ -65,10 +65,10 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 @styled
 def gkp_inner_life(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Measurements of GKP and GSA at every epoch, as figures 2, 5 and 6 of Chen et al., CVPR 2026, show them.
+    """GKP and GSA at every epoch, as in figures 2, 5 and 6 of Chen et al., CVPR 2026.
 
-    Feature quality by split, similarity of the classes' gradients to that of the batch, penalty and alpha, radii of the
-    groups, training images of the groups, and snapshots in the bank.
+    Three panels show feature quality by split, similarity of the classes' gradients to the batch's, and penalty with
+    alpha. Three more show radii of the groups, their training images, and snapshots in the bank.
 
     Args:
         rows: Of the ``summary.csv`` of a run with ``--gkp``, see :func:`timm_lt.evaluate.reports.runs.read_summary`.
