@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ._labels import read_counts
+from ._text import counted
 
 REDUCTIONS = ('mean', 'none', 'sum')
 
@@ -58,8 +59,8 @@ def check_class_counts(
     low = (counts < min_count).nonzero().flatten().tolist()
     if low:
         raise ValueError(
-            f'{prefix}every class needs at least {min_count} training image(s); '
-            f'class(es) {low[:10]} have {[int(counts[c]) for c in low[:10]]}. '
+            f'{prefix}every class needs at least {counted(min_count, "training image")}; '
+            f'classes {low[:10]} have {[int(counts[c]) for c in low[:10]]}. '
             f'Remove them from the label set or add images.')
     return counts
 

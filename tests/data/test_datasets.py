@@ -240,7 +240,7 @@ def test_class_folder_without_an_image_is_refused_in_the_training_part_only(fold
     (folder / 'train' / 'dog').mkdir()
     (folder / 'train' / '.cache').mkdir()
     (folder / 'val' / 'bee').mkdir()
-    with pytest.raises(ValueError, match=r"train has class folder\(s\) without an image: \['dog'\]"):
+    with pytest.raises(ValueError, match=r"train has class folders without an image: \['dog'\]"):
         create_dataset('', folder, 'train')
     assert len(create_dataset('', folder, 'val', class_names=['ant', 'bee', 'cat'])) == 3
     save_image(folder / 'train' / 'dog' / 'small' / '1.png')  # images may lie deeper

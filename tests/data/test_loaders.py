@@ -122,7 +122,7 @@ def write_images(folder, sizes):
 def test_images_of_different_size_or_too_many_are_left_on_disk(tmp_path):
     dataset = write_images(tmp_path / 'a', [(8, 8), (8, 9)])
     assert keep_in_memory(dataset) is None and keep_in_memory(dataset, 'off') is None
-    with pytest.raises(ImagesDoNotFit, match=r'1\.png has 3x9x8 pixels, the images before it 3x8x8'):
+    with pytest.raises(ImagesDoNotFit, match=r'1\.png has 8 x 9 pixels, the images before it 8 x 8'):
         keep_in_memory(dataset, 'on')
     assert keep_in_memory(dataset, 'on', eval_transform((3, 4, 4))).image_size == (3, 4, 4)
     with pytest.raises(ImagesDoNotFit, match='more than the limit'):

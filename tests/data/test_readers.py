@@ -42,7 +42,7 @@ def test_a_new_reader_is_one_class_and_one_line(stripes, caplog):
     with caplog.at_level('INFO'):
         data = create_dataset('stripes/any', period=2)
     assert data.class_names == ['thin', 'wide'] and data.found.images == 2
-    assert caplog.messages == ['train: 2 images of 2 classes (1 to 1 a class) in stripes/any']
+    assert caplog.messages == ['train: 2 images of 2 classes (1 a class) in stripes/any']
     assert find_split('stripes/any', None, ('test', 'train')) == 'Train'
     assert not numbers_its_own_classes('stripes/any')
     with pytest.raises(TypeError, match="dataset 'stripes' has no option 'perod'"):

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from paths import ROOT
 
+from timm_lt._protocol import protocol_text
+
 DOCS = ROOT / 'docs'
 PAGES = sorted(DOCS.rglob('*.md'))
 
@@ -31,6 +33,10 @@ def test_a_row_that_does_not_exist_stops_the_generator(generate):
         generate.accuracy('accuracy_quick: nothing')
     with pytest.raises(ValueError, match='no optimizers'):
         generate.cost('cost optimizers: nothing')
+
+
+def test_the_protocol_page_is_the_text_of_reports_and_cards():
+    assert (DOCS / 'protocol.md').read_text() == '--8<-- "timm_lt/protocol.md"\n' and protocol_text()
 
 
 def anchors(text):

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from base64 import b64decode
+from html import unescape
 from io import BytesIO
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from report_cases import coarse_pictures  # noqa: F401
 
 from timm_lt import ClassDistribution
+from timm_lt._protocol import protocol_text
 from timm_lt.evaluate import report, write_comparison, write_report
 from timm_lt.evaluate.cli import main
-from timm_lt.evaluate.reports import load_run, plots, read_summary, write_mistakes
+from timm_lt.evaluate.reports import load_run, plots, protocol, read_summary, write_mistakes
 from timm_lt.evaluate.reports.classes import confusion_counts
 from timm_lt.evaluate.reports.comparison import compare_groups
 from timm_lt.evaluate.reports.comparison_page import comparison_page
@@ -55,7 +57,7 @@ def test_page_of_a_run_is_self_contained_and_names_the_protocol(tmp_path):
     path = write_report(run)
     page = path.read_text()
     assert path == run / 'report.html'
-    assert not re.search(r'(src|href|srcset)=[\'"](?!data:)', page) and '@import' not in page and 'http' not in page
+    assert not re.search(r'(src|href|srcset)=[\'"](?!data:|#)', page) and '@import' not in page and 'http' not in page
     for fact in ('gt100_lt20', '1,234,567', 'chosen by', 'nothing', 'transductive', 'seed'):
         assert fact in page
     assert '&lt;b&gt;bird&lt;/b&gt;' in page and '<b>bird' not in page
@@ -65,6 +67,21 @@ def test_page_of_a_run_is_self_contained_and_names_the_protocol(tmp_path):
     assert len(pictures(page)) == 4
     found = {p.stem for p in (run / 'plots').glob('*.png')}
     assert found == {'accuracy_by_class_size', 'per_class', 'split_confusion', 'reliability', 'training_curves'}
+
+
+def test_pages_hold_the_rules_of_the_protocol_and_link_to_them(tmp_path, monkeypatch):
+    run = write_run(tmp_path / 'run')
+    pages = [write_report(run), write_comparison([run], tmp_path / 'comparison.html', bootstrap=10)]
+    for page in (path.read_text() for path in pages):
+        assert page.count("<a href='#rules'>protocol</a>") == page.count("id='rules'") == 1
+        shown = re.search(r"<div id='rules'>(.*?)</div></details>", page, re.DOTALL)[1]
+        rules = unescape(re.sub(r'<[^>]+>|\s', '', shown))
+        source = protocol_text().partition('\n')[2]
+        words = re.sub(r'^\|[ |-]*$|[`*|#\s]|^- ', '', source, flags=re.MULTILINE)
+        assert re.sub(r'[`*|#]', '', rules) == words
+    monkeypatch.setattr(protocol, 'PROTOCOL_URL', 'https://docs.example/protocol.html')
+    body = write_report(run).read_text().split('</style>')[1]
+    assert "<a href='https://docs.example/protocol.html'>protocol</a>" in body and 'rules' not in body
 
 
 def test_page_shows_what_the_run_has(tmp_path):
@@ -359,6 +376,17 @@ def test_confusions_of_many_classes_are_listed_largest_first():
     predicted, targets = np.array([1, 1, 2, 0, -1, 1, 2]), np.array([0, 0, 0, 1, 1, 1, 1])
     assert confusion_counts(predicted, targets).tolist() == [[0, 1, 2], [0, 2, 1], [1, 0, 1], [1, 2, 1]]
     assert confusion_counts(targets, targets).tolist() == []
+
+
+def test_the_matrix_of_few_classes_writes_its_heads_upright(tmp_path):
+    page = write_report(write_run(tmp_path / 'run')).read_text()
+    assert page.count("<table class='heat names'>") == 1 and page.count("<table class='heat '>") == 1
+
+
+def test_facts_that_all_recipes_share_are_said_once(tmp_path):
+    runs = [write_run(tmp_path / loss, loss=loss) for loss in ('ce', 'ldam')]
+    page = write_comparison(runs, tmp_path / 'comparison.html', bootstrap=10).read_text()
+    assert page.count('1,234,567') == 1 and "colspan=2><span>tiny</span>" in page
 
 
 def test_epochs_of_plots_are_counted_from_1():

@@ -13,10 +13,12 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import timm_lt
+from timm_lt._protocol import protocol_text
 from timm_lt.data import create_dataset
 from timm_lt.evaluate import report
-from timm_lt.hub import HubError, load, pull, push, remote, write_hub_folder
+from timm_lt.hub import HubError, card, load, pull, push, remote, write_hub_folder
 from timm_lt.hub.__main__ import main
+from timm_lt.hub.folder import write_hub_card
 from timm_lt.hub.remote import _status_reason
 from timm_lt.posthoc import PostHoc
 from timm_lt.training.config import ConfigError, configuration, parse_args, to_yaml
@@ -34,7 +36,7 @@ def test_hub_folder_holds_weights_counts_recipe_figures_correction_card_and_plot
     names = {str(p.relative_to(run_dir / 'hub')) for p in (run_dir / 'hub').rglob('*') if p.is_file()}
     assert names == {
         'README.md', 'class_distribution.json', 'config.json', 'manifest.json', 'metrics.json', 'model.safetensors',
-        'plots/training_curves.png', 'posthoc.json', 'recipe.yaml'}
+        'plots/training_curves.png', 'posthoc.json', 'protocol.md', 'recipe.yaml'}
     assert json.loads((run_dir / 'hub/class_distribution.json').read_text())['pos_counts'] == COUNTS
     # paths of the machine do not leave it
     assert str(run_dir.parent) not in ''.join(p.read_text() for p in (run_dir / 'hub').glob('*.[jmy]*'))
@@ -46,9 +48,9 @@ def test_hub_folder_recipe_is_accepted_by_the_script(run_dir):
 
 
 def test_card_metadata_holds_the_measured_figures_and_their_protocol(run_dir):
-    card = ModelCard.load(run_dir / 'hub' / 'README.md')
+    found = ModelCard.load(run_dir / 'hub' / 'README.md')
     metrics = json.loads((run_dir / 'metrics.json').read_text())
-    data = card.data
+    data = found.data
     assert (data.library_name, data.license, data.pipeline_tag) == ('timm', 'apache-2.0', 'image-classification')
     assert data.datasets == ['uoft-cs/cifar10'] and {'long-tailed', 'timm_lt'} <= set(data.tags)
     figures = {r.metric_name: r.metric_value for r in data.eval_results}
@@ -58,8 +60,19 @@ def test_card_metadata_holds_the_measured_figures_and_their_protocol(run_dir):
     assert data.eval_results[0].metric_args == {
         'epoch_chosen_by': 'nothing: the last epoch', 'split_rule': 'gt100_lt20', 'test_part': "split 'test'",
         'transductive': 'no', 'seed': 7}
-    assert 'Balanced Meta-Softmax' in card.text and 'arxiv.org' in card.text  # the loss that was used
-    assert 'plots/training_curves.png' in card.text and 'logit_adjust, tau 0.5' in card.text
+    assert 'Balanced Meta-Softmax' in found.text and 'arxiv.org' in found.text  # the loss that was used
+    assert 'plots/training_curves.png' in found.text and 'logit_adjust, tau 0.5' in found.text
+
+
+def test_card_links_to_the_protocol_beside_it_or_to_the_address_of_the_documentation(run_dir, monkeypatch):
+    folder = run_dir / 'hub'
+    assert '[protocol](protocol.md)' in (folder / 'README.md').read_text()
+    assert (folder / 'protocol.md').read_text() == protocol_text() and protocol_text().startswith('# Protocol')
+    monkeypatch.setattr(card, 'PROTOCOL_URL', 'https://docs.example/protocol.html')
+    (folder / 'protocol.md').unlink()
+    write_hub_card(run_dir)
+    assert '[protocol](https://docs.example/protocol.html)' in (folder / 'README.md').read_text()
+    assert not (folder / 'protocol.md').exists()
 
 
 def test_card_says_that_a_transductive_correction_is_one(tmp_path):

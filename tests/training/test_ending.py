@@ -21,6 +21,19 @@ def fresh_accelerate_state():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_a_launcher_gets_the_message_on_every_process_and_one_process_says_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'error.json'))
+    for rank, lines in (('1', 0), ('0', 1)):
+        monkeypatch.setenv('RANK', rank)
+        assert main(['--loss', 'foo']) == 2
+        said = json.loads((tmp_path / 'error.json').read_text())
+        (tmp_path / 'error.json').unlink()
+        assert said['message'].startswith("error: unknown loss 'foo'") and said['timestamp'].isdigit()
+        assert capsys.readouterr().err.count('\n') == lines
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'no_folder' / 'error.json'))
+    assert main(['--loss', 'foo']) == 2
+
+
 def failing(*_, **__):
     raise RuntimeError('the font library\nstumbled')
 

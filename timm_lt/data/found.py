@@ -96,9 +96,10 @@ class Found:
         return bool(self.notes) or any(reason not in QUIET for reason in self.left_out)
 
     def __str__(self) -> str:
+        sizes = f'{self.smallest} to {self.largest}' if self.smallest < self.largest else self.largest
         lines = [
-            f'{self.part or "data"}: {self.images} images of {self.classes} classes ({self.smallest} to {self.largest} '
-            f'a class) in {printable(self.source)}']
+            f'{self.part or "data"}: {self.images} images of {self.classes} classes ({sizes} a class) in '
+            f'{printable(self.source)}']
         for reason, group in self.left_out.items():
             names = ', '.join(group.examples) + (', ...' if group.count > len(group.examples) else '')
             common = sorted(group.types.items(), key=lambda item: (-item[1], item[0]))[:5]

@@ -145,7 +145,7 @@ def keep_in_memory(
         if mode == 'on':
             raise
         if is_main_process():
-            _logger.info('images are read from their files: %s', e)
+            _logger.info('images are read from their files, because %s', e)
         return None
 
 
@@ -165,10 +165,11 @@ def _allocate(count: int, pixels: Tensor, max_bytes: int) -> Tensor:
     needed = count * pixels.numel()
     if needed > max_bytes:
         raise ImagesDoNotFit(
-            f'{count} images of {_size(pixels)} pixels take {needed / 2 ** 30:.2f} GiB, '
-            f'more than the limit of {max_bytes / 2 ** 30:.2f} GiB')
+            f'{count} images of {_size(pixels)} pixels take {needed / 2 ** 30:.2f} GiB, more than the limit of '
+            f'{max_bytes / 2 ** 30:.2f} GiB')
     return torch.empty((count, *pixels.shape), dtype=torch.uint8, device='cpu')
 
 
 def _size(pixels: Tensor) -> str:
-    return 'x'.join(str(n) for n in pixels.shape)
+    channels, height, width = pixels.shape
+    return f'{width} x {height}' + (' grey' if channels == 1 else '')

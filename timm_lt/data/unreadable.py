@@ -47,7 +47,7 @@ class _Probe(Dataset):
         return ''
 
 
-def find_unreadable(dataset: Any, workers: int = 0) -> dict[int, str]:
+def find_unreadable(dataset: Any, workers: int = 0, what: str = 'images') -> dict[int, str]:
     """Decode every image once; index and reason of those that cannot be read.
 
     Files that were readable before, and have the same size and time of change, are not read again
@@ -60,7 +60,8 @@ def find_unreadable(dataset: Any, workers: int = 0) -> dict[int, str]:
     shown = is_main_process() and _logger.isEnabledFor(logging.INFO)
     if shown:
         _logger.info(
-            'checking that %d images can be read (files are remembered; --no-check-images leaves it out)', len(indices))
+            'checking that %d %s can be read (files are remembered; --no-check-images leaves it out)', len(indices),
+            what)
     loader = DataLoader(
         Subset(_Probe(dataset), indices), batch_size=64, num_workers=workers, collate_fn=list,
         generator=torch.Generator())  # the global generator belongs to the training
@@ -95,13 +96,14 @@ def report_unreadable(bad: dict[int, str], total: int, bad_images: str) -> None:
     _logger.warning('%s. They are left out.', text)
 
 
-def drop_unreadable(dataset: Any, bad_images: str = 'error', workers: int = 0) -> Any:
+def drop_unreadable(dataset: Any, bad_images: str = 'error', workers: int = 0, what: str = 'images') -> Any:
     """Check every image; stop, or go on without those that cannot be read.
 
     Args:
         dataset: Map-style dataset of (image, label).
         bad_images: 'error': any unreadable image is an error. 'skip': they are left out, with a warning.
         workers: Processes that decode.
+        what: Name of the images for the log.
 
     Returns:
         ``dataset`` itself, or an :class:`ImageSubset` of the readable images.
@@ -110,7 +112,7 @@ def drop_unreadable(dataset: Any, bad_images: str = 'error', workers: int = 0) -
         ImageReadError: With the number of unreadable images and the names of the first.
     """
     check_option('bad_images', bad_images, BAD_IMAGES)
-    bad = find_unreadable(dataset, workers)
+    bad = find_unreadable(dataset, workers, what)
     report_unreadable(bad, len(dataset), bad_images)
     if not bad:
         return dataset

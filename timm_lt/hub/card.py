@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .._files import write_text
+from .._protocol import PROTOCOL_URL, protocol_text
 from .._registry import FINETUNING, LOSSES, MIXINGS, OPTIMIZERS, SAMPLERS, SECOND_STAGES, MethodInfo
 from .._text import printable
 from ..class_distribution import ClassDistribution
@@ -13,6 +15,7 @@ from ..posthoc import PostHoc
 __all__ = ['citations', 'write_card']
 
 LICENSE = 'apache-2.0'
+PROTOCOL_FILE = 'protocol.md'
 METRICS = {
     'top1': 'Top-1', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot', 'balanced_accuracy': 'Balanced',
     'ece': 'ECE',
@@ -53,7 +56,7 @@ def write_card(
         distribution: ClassDistribution,
         posthoc: PostHoc | None = None,
 ) -> None:
-    """Write ``README.md`` of a hub folder.
+    """Write ``README.md`` of a hub folder, and ``protocol.md``, to which it links.
 
     Args:
         folder: The hub folder; its ``plots/`` are shown.
@@ -85,6 +88,8 @@ def write_card(
     if cited := citations(recipe):
         sections += ['## Methods', '\n'.join(f'- {c}' for c in cited)]
     card = ModelCard(f'---\n{data.to_yaml()}\n---\n\n' + '\n\n'.join(sections) + '\n')
+    if not PROTOCOL_URL:
+        write_text(folder / PROTOCOL_FILE, protocol_text())
     card.save(folder / 'README.md')
 
 
@@ -248,7 +253,8 @@ def _protocol(metrics: dict[str, Any]) -> str:
     entries = {k.replace('_', ' '): v for k, v in metrics.get('protocol', {}).items()}
     if 'reported epoch' in entries:
         entries['reported epoch'] += 1
-    return '\n'.join(f'- {k}: {_markdown(v)}' for k, v in entries.items()) or 'Not recorded.'
+    recorded = '\n'.join(f'- {k}: {_markdown(v)}' for k, v in entries.items()) or 'Not recorded.'
+    return f'{recorded}\n\nThe [protocol]({PROTOCOL_URL or PROTOCOL_FILE}) explains the terms.'
 
 
 def _usage(posthoc: PostHoc | None) -> str:

@@ -11,6 +11,7 @@
 ``open_set.json``              the open-set threshold, where :func:`write_open_set` has stored one
 ``README.md``                  the model card
 ``plots/``                     plots of the report
+``protocol.md``                the rules of its metrics
 =============================  ======================================================================================
 """
 

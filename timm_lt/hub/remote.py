@@ -35,7 +35,7 @@ __all__ = ['check_repo_id', 'download', 'has_token', 'list_remote', 'pull', 'pus
 TAG = 'timm_lt'  # of every model card that this package writes
 UPLOADED = (
     WEIGHTS, 'config.json', 'manifest.json', 'class_distribution.json', 'recipe.yaml', 'metrics.json', 'posthoc.json',
-    'open_set.json', 'README.md', 'plots/*.png',
+    'open_set.json', 'README.md', 'protocol.md', 'plots/*.png',
 )
 TOKEN_PATTERN = re.compile(r'\bhf_[A-Za-z0-9]{20,}')
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from .._files import replace_folder
+from .._text import counted
 from .errors import one_line
 
 DONE = 'complete.json'
@@ -56,8 +57,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
         saved, here = note.get('processes'), accelerator.num_processes
         if note.get('step') and saved != here:
             raise CheckpointError(
-                f'{checkpoint} was written inside an epoch by {saved} process(es); with {here} a step is another '
-                f'number of images. Go on with {saved}')
+                f'{checkpoint} was written inside an epoch by {counted(saved, "process", "processes")}; with '
+                f'{here} a step is another number of images. Go on with {saved}')
         accelerator.load_state(str(checkpoint))
     except CheckpointError:
         raise

@@ -99,8 +99,10 @@ def _build(options: DataOptions, name: str, kwargs: dict[str, Any]) -> DataParts
     if validation is not None:
         members['validation'] = _members(options.val_split or options.train_split, validation)
 
-    train, test = _readable(train, options), _readable(test, options)
-    validation = None if validation is None else _readable(validation, options)
+    train, mode = _readable('training', train, options, options.in_memory)
+    test, mode = _readable('test', test, options, mode)
+    if validation is not None:
+        validation, mode = _readable('validation', validation, options, mode)
     distribution = _count('training', train, options.num_classes, names)
     distribution.require_images()
     for what, images in (('validation', validation), ('test', test)):
@@ -127,16 +129,26 @@ def _count(
         raise ValueError(f'the {what} part: {e}') from e
 
 
-def _readable(images: Any, options: DataOptions) -> Any:
-    """The images in memory where they fit; else, unless they are too many to decode twice, checked one by one."""
+def _readable(what: str, images: Any, options: DataOptions, in_memory: str) -> tuple[Any, str]:
+    """The images in memory where they fit; else, unless they are too many to decode twice, checked one by one.
+
+    Args:
+        what: Name of the part.
+        images: Its images.
+        options: What to do with unreadable images.
+        in_memory: As ``--in-memory``.
+
+    Returns:
+        The images, and ``in_memory`` of the next part: 'off' after one that does not fit.
+    """
     if len(images) == 0:
-        return images
+        return images, in_memory
     try:
-        in_memory = keep_in_memory(images, options.in_memory, bad_images=options.bad_images)
+        decoded = keep_in_memory(images, in_memory, bad_images=options.bad_images)
     except ImagesDoNotFit as e:
         raise ConfigError(f'--in-memory on: {e}') from e
-    if in_memory is not None:
-        return in_memory
+    if decoded is not None:
+        return decoded, in_memory
     if options.bad_images == 'skip' or options.check_images and len(images) <= CHECKED_IMAGES:
-        return drop_unreadable(images, options.bad_images, options.workers)
-    return images
+        images = drop_unreadable(images, options.bad_images, options.workers, what=f'{what} images')
+    return images, 'off'

@@ -8,6 +8,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from .._text import counted
 from .console import duration
 from .options import OPTIONS, Options
 from .stage import Stage
@@ -26,8 +27,8 @@ def dry_run(options: Options, stage: Stage, trainer: Trainer) -> str:
     """
     data = stage.data
     counts = data.distribution.counts
-    lines = [f'training part: {len(data.train)} images of {len(counts)} classes, {int(counts.min())} to '
-             f'{int(counts.max())} a class']
+    lines = [f'training part: {len(data.train)} images of {len(counts)} classes, {int(counts.max())} in the largest '
+             f'and {int(counts.min())} in the smallest']
     if data.validation is not None:
         lines.append(f'validation part: {len(data.validation)} images, {data.validation_part}')
     lines.append(f'test part: {len(data.test)} images, {data.test_part}')
@@ -60,7 +61,7 @@ def measured(trainer: Trainer) -> list[str]:
     epoch = step * steps
     return [
         f'a step: {shapes}; {1000 * step:.0f} ms, {_memory(trainer.accelerator.device)}',
-        f'an epoch: {steps} steps, about {duration(epoch)}; {trainer.epochs} epoch(s): about '
+        f'an epoch: {counted(steps, "step")}, about {duration(epoch)}; {counted(trainer.epochs, "epoch")}: about '
         f'{duration(epoch * trainer.epochs)}, evaluation and checkpoints apart']
 
 

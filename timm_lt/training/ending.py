@@ -4,12 +4,15 @@ Exit status of the script: 0, everything is written; 2, the user can mend someth
 measured and stored, but a report or a model card is missing. 1: a fault after training, noted in ``error.txt``.
 """
 
+import json
 import os
 import shlex
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -82,6 +85,15 @@ def write_ornaments(folder: RunFolder, tested: Any) -> str:
 def speaks(error: BaseException | None = None) -> bool:
     """Whether this process reports an error: the main one, or any that may have failed alone."""
     return int(os.environ.get('RANK', 0)) == 0 or isinstance(error, OF_ONE_PROCESS)
+
+
+def tell_launcher(message: str) -> None:
+    """Leave a message in the file that torchrun names: its closing lines then show it as the root cause."""
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if path:
+        with suppress(OSError):
+            content = {'message': message, 'timestamp': str(int(time.time()))}
+            Path(path).write_text(json.dumps(content), encoding='utf-8')
 
 
 def command_to_go_on(argv: Sequence[str], prog: str = 'train_lt.py') -> str:

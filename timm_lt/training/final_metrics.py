@@ -8,6 +8,7 @@ import timm
 import torch
 from accelerate import Accelerator
 
+from .._text import counted
 from .._version import __version__
 from .data import DataParts
 from .options import Options
@@ -102,8 +103,8 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         *([line(c.rjust(w) for c, w in zip(_cells(corrected, columns), widths)) + f'  {corrected["label"]}']
           if corrected else []),
         '',
-        f'percent, {metrics["num_test_images"]} images of {protocol["test_part"]}; splits by {protocol["split_rule"]}; '
-        f'{_choice(protocol)}',
+        f'percent, {counted(metrics["num_test_images"], "test image")} ({protocol["test_part"]}); splits by '
+        f'{protocol["split_rule"]}; {_choice(protocol)}',
         f'{metrics["model"]}, {metrics["num_parameters"]:,} parameters; seed {metrics["seed"]}; '
         f'{metrics["wall_seconds"]:.0f} s of training, {metrics["images_per_second"]:.0f} images/s',
         *([f'second stage {stage2["method"]}; first stage top1 {_cells(stage1, ["top1"])[0]}, {_choice(stage1)}']

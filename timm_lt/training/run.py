@@ -29,6 +29,7 @@ from .ending import (
     command_to_go_on,
     nothing_is_lost,
     speaks,
+    tell_launcher,
     write_ornaments,
 )
 from .errors import ConfigError, one_line
@@ -36,7 +37,7 @@ from .final_metrics import final_metrics, method_facts, metrics_of_both, summary
 from .finetuning import apply_finetuning, finetuning_facts, initialize_classifier, network_objective
 from .fingerprint import check_fingerprint, fingerprint
 from .memory_format import is_channels_last
-from .options import Options, check_names, parse_options
+from .options import Options, check_names, general_instead_of_digits, parse_options
 from .outputs import RunFolder
 from .pipeline import InputPipeline
 from .posthoc import apply_posthoc, check_posthoc, check_posthoc_classifier
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'train_lt.py') -> int:
 
 def _stop(prog: str, error: BaseException, message: str, status: int = 2) -> int:
     """Say once over all processes why the run ends; returns the exit status."""
+    tell_launcher(message)
     if speaks(error):
         sys.stderr.write(f'{prog}: {message}\n')
     return status
@@ -276,13 +278,22 @@ def _announce(options: Options, stage: Stage, trainer: Trainer) -> None:
     accelerator, model, ema = stage.accelerator, trainer.learner.plain_model, trainer.learner.ema
     if not accelerator.is_main_process:
         return
+    counts, processes = stage.data.distribution.counts, accelerator.num_processes
     _logger.info(
-        '%s: %s\n%s, %d parameters%s, %s; loss %s, optimizer %s, sampler %s; %d process(es) on %s\n%s',
-        options.data.dataset or options.data.data_dir, stage.data.distribution, options.model.model,
-        sum(p.numel() for p in model.parameters()), _trained_share(options, model),
-        'channels-last' if is_channels_last(model) else 'contiguous',
-        options.loss.loss, options.optimizer.opt, options.data.sampler, accelerator.num_processes, accelerator.device,
+        '%d training images of %s in %d classes, %d in the largest and %d in the smallest\n'
+        'network %s: %s parameters%s, %s memory format\n'
+        'loss %s, optimizer %s, sampler %s\n'
+        'device %s%s\n'
+        'outputs: %s',
+        counts.sum(), options.data.dataset or options.data.data_dir, len(counts), counts.max(), counts.min(),
+        options.model.model, f'{sum(p.numel() for p in model.parameters()):,}', _trained_share(options, model),
+        'channels-last' if is_channels_last(model) else 'contiguous', options.loss.loss, options.optimizer.opt,
+        options.data.sampler, accelerator.device.type, f', {processes} processes' if processes > 1 else '',
         stage.folder.path)
+    if short_run := general_instead_of_digits(options):
+        _logger.info(
+            '%s by name takes the general defaults; the run without options takes %s', options.data.dataset,
+            short_run)
     if ema is not None and ema.use_warmup and not options.model.model_ema_warmup:
         updates = trainer.epochs * trainer.windows.updates_per_epoch
         _logger.info(

@@ -12,6 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 from tqdm import tqdm
 
+from .._text import counted
 from .checkpoint import save_checkpoint
 from .console import EpochLines, short_metrics
 from .errors import TrainingError
@@ -161,8 +162,8 @@ class Trainer:
                 _logger.info('%s', lines.of(row))
                 if self.finished and self.progress.epoch < self.epochs:
                     _logger.info(
-                        'stopped after epoch %d, because %d epoch(s) brought no better %s of the validation part '
-                        'than epoch %d', self.progress.epoch, self.patience, self.eval_metric,
+                        'stopped after epoch %d, because %s brought no better %s of the validation part than epoch '
+                        '%d', self.progress.epoch, counted(self.patience, 'epoch'), self.eval_metric,
                         self.progress.best['epoch'] + 1)
 
     def _finish_epoch(self, row: dict[str, Any]) -> None:

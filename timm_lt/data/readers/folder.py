@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._registry import register_reader
+from ..._text import counted
 from ..classes import number_classes
 from ..found import BESIDE_PARTS, EMPTY_CLASSES, LOOSE, NOT_IN_MAP, OTHER_TYPES, Found
 from ..image_files import ImageFiles
@@ -143,7 +144,7 @@ class FolderReader(NamedClassReader):
         if len(kinds) > 1:
             name = next(iter(classes))
             raise ValueError(
-                f'{folder} has parts {sorted(n for n in inner if usual_part(n))} inside the folder(s) '
+                f'{folder} has parts {sorted(n for n in inner if usual_part(n))} inside '
                 f'{[printable(n) for n in classes][:5]}; expected {folder}/PART/CLASS/IMAGE. If the parts lie one '
                 f'folder deeper, name that folder, e.g. {printable(str(folder / name))}')
 
@@ -154,8 +155,8 @@ class FolderReader(NamedClassReader):
         empty = [name for name, paths in classes.items() if not paths]
         if empty and class_names is None and not self.skip:
             raise ValueError(
-                f'{folder} has class folder(s) without an image: {[printable(n) for n in empty[:10]]} (files of type '
-                f'{", ".join(sorted(self.types))} count); add training images, remove the folder(s), or leave them out '
+                f'{folder} has class folders without an image: {[printable(n) for n in empty[:10]]} (files of type '
+                f'{", ".join(sorted(self.types))} count); add training images, remove the folders, or leave them out '
                 f"with bad_images='skip' (--bad-images skip)")
         for name in empty:
             found.leave_out(EMPTY_CLASSES, name)
@@ -168,11 +169,11 @@ class FolderReader(NamedClassReader):
         unknown = [name for name in classes if printable(name) not in labels]
         if unknown and self.class_map is None:
             raise ValueError(
-                f'{folder} has class folder(s) {[printable(n) for n in unknown[:5]]} that the training part lacks; '
+                f'{folder} has class folders {[printable(n) for n in unknown[:5]]} that the training part lacks; '
                 f'remove them or add training images')
         if unknown and not self.skip:
             raise ValueError(
-                f'{folder} has class folder(s) {[printable(n) for n in unknown[:5]]} that the class map lacks; add '
+                f'{folder} has class folders {[printable(n) for n in unknown[:5]]} that the class map lacks; add '
                 f"them, or leave them out with bad_images='skip' (--bad-images skip)")
         for name in unknown:
             found.leave_out(NOT_IN_MAP, name)
@@ -183,8 +184,8 @@ class FolderReader(NamedClassReader):
         inner = {os.path.dirname(path) for paths in classes.values() for path in paths if path.count(os.sep) > 1}
         if inner:
             found.notes.append(
-                f'images in {len(inner)} folder(s) inside class folders, e.g. {printable(min(inner))}, belong to the '
-                f'class of the first folder')
+                f'images in {counted(len(inner), "folder")} inside class folders, e.g. {printable(min(inner))}, belong '
+                f'to the class of the first folder')
         if inner and len(classes) == 1:
             found.notes.append(
                 f'all images belong to the one class {printable(next(iter(classes)))!r}; if its folders are the '

@@ -94,7 +94,8 @@ def confusion(run: Mapping[str, Any]) -> str:
     if not rows:
         return '<p>Every image is predicted as its class.</p>'
     head = ('true class', 'predicted class', 'images', '% of the class')
-    return table(head, rows) + f'<figcaption>The {len(rows)} largest confusions of {len(pairs)}.</figcaption>'
+    return table(head, rows, text=['predicted class']) + (
+        f'<figcaption>The {len(rows)} largest confusions of {len(pairs)}.</figcaption>')
 
 
 def _matrix(
@@ -111,14 +112,14 @@ def _matrix(
         values[c, c] = np.nan if accuracy is None else accuracy
     order = sorted(range(len(names)), key=lambda c: -m['train_images_per_class'][c])
     rows, columns = [names[c] for c in order], [heads[c] for c in order]
-    return heat_table(values[np.ix_(order, order)], rows, columns) + (
+    return heat_table(values[np.ix_(order, order)], rows, columns, 'names') + (
         '<figcaption>Percent of the test images of a row, predicted as the class of a column. Largest class first.'
         '</figcaption>')
 
 
-def heat_table(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:
-    """Percentages as a table whose cells are shaded; names are HTML, NaN is absent."""
-    head = ''.join(f'<th>{name}</th>' for name in ('', *columns))
+def heat_table(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], kind: str = '') -> str:
+    """Percentages as a table whose cells are shaded; names are HTML, NaN is absent, kind 'names' sets heads upright."""
+    head = ''.join(f'<th><span>{name}</span></th>' for name in ('', *columns))
     lines = []
     for k, (name, line) in enumerate(zip(rows, values.tolist())):
         cells = []
@@ -126,10 +127,11 @@ def heat_table(values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) 
             if value != value:
                 cells.append("<td class='absent'>–</td>")
                 continue
-            kind = ' '.join(word for word, holds in (('on', value > 55), ('own', j == k), ('zero', not value)) if holds)
+            marks = ('on', value > 63), ('own', j == k), ('zero', not value)
+            shade = ' '.join(word for word, holds in marks if holds)
             shown = f'{value:.1f}' if 0 < value < 9.95 else f'{value:.0f}'
-            cells.append(f"<td class='{kind}' style='background:rgb(var(--heat)/{value / 100:.2f})'>{shown}</td>")
+            cells.append(f"<td class='{shade}' style='background:rgb(var(--heat)/{value / 100:.2f})'>{shown}</td>")
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
     return (
-        f"<div class='scroll'><table class='heat'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        '</div>')
+        f"<div class='scroll'><table class='heat {kind}'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        '</table></div>')

@@ -10,7 +10,7 @@ from ..metrics.significance import mark
 from . import plots
 from .comparison import COLUMNS, Comparison, compare_runs
 from .html import escape, note, page, picture, table, title_of
-from .protocol import parameters_of, protocol_of
+from .protocol import parameters_of, protocol_link, protocol_of, rules
 from .runs import merge_corrected
 
 STARS = (
@@ -54,7 +54,8 @@ def comparison_page(comparison: Comparison) -> str:
     names = [g['name'] for g in groups]
     shown = [g['merged'] if len(g['runs']) > 1 else g['runs'][0]['metrics'] for g in groups]
     body = [f'<h1>Comparison of {len(groups)} recipes</h1>',
-            f"<p class='lead'>{escape('Baseline: ' + names[0])} · split rule {escape(firsts[0]['split_rule'])}</p>"]
+            f"<p class='lead'>{escape('Baseline: ' + names[0])} · split rule {escape(firsts[0]['split_rule'])} · "
+            f"{protocol_link('protocol')}</p>"]
     body += [note(escape(warning)) for warning in comparison.warnings]
     body.append(_table(comparison))
     body.append(picture(
@@ -69,7 +70,7 @@ def comparison_page(comparison: Comparison) -> str:
         body.append('<h2>Training</h2>')
         body.append(picture(
             partial(plots.compare_curves, summaries, names), 'training curves', 'First seed of each recipe.', True))
-    body.append('<h2>Protocol</h2>' + _protocol_table(groups))
+    body.append('<h2>Protocol</h2>' + _protocol_table(groups) + rules())
     return page('Comparison', ''.join(body))
 
 
@@ -128,6 +129,9 @@ def _protocol_table(groups: Sequence[Mapping[str, Any]]) -> str:
     for key in dict.fromkeys(k for f in facts for k in f):
         values = [f.get(key) for f in facts]
         if any(v not in (None, '') for v in values):
-            cells = ''.join(f"<td class='text'>{escape(v)}</td>" for v in values)
+            if len(values) > 1 and len(set(map(str, values))) == 1:
+                cells = f"<td class='text' colspan={len(values)}><span>{escape(values[0])}</span></td>"
+            else:
+                cells = ''.join(f"<td class='text'>{escape(v)}</td>" for v in values)
             rows.append(f'<td>{escape(title_of(key))}</td>{cells}')
     return table(['', *(escape(g['name']) for g in groups)], rows, 'text')

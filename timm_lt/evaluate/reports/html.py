@@ -49,12 +49,19 @@ def data_uri(kind: str, content: bytes) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 
 
-def table(head: Sequence[str], rows: Sequence[str], kind: str = '') -> str:
-    """A table that scrolls sideways where it is too wide; cells of ``head`` are HTML, rows are runs of ``<td>``."""
+def table(head: Sequence[str], rows: Sequence[str], kind: str = '', text: Sequence[str] = ()) -> str:
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        head: HTML of each heading.
+        rows: Cells of each row, a run of ``<td>``.
+        kind: Class of the table.
+        text: Headings over text, which begin at the left as their cells do.
+    """
+    heads = ''.join(f"<th{' class=text' if h in text else ''}>{h}</th>" for h in head)
     body = ''.join(f'<tr>{row}</tr>' for row in rows)
     return (
-        f"<div class='scroll'><table class='{kind}'><thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
-        f'<tbody>{body}</tbody></table></div>')
+        f"<div class='scroll'><table class='{kind}'><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def cell(value: float | None, form: str = '.2f') -> str:

@@ -1,9 +1,11 @@
-"""Facts under which metrics were measured, in the words of a page."""
+"""Facts and rules under which metrics were measured, in the words of a page."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from ..._protocol import PROTOCOL_URL, protocol_text
 from ...class_distribution import SPLIT_NAMES
+from .html import escape
 from .plots.style import classes_text
 
 
@@ -30,6 +32,8 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
     facts.update(protocol if isinstance(protocol, Mapping) else {'protocol': protocol})
     if isinstance(facts.get('reported_epoch'), int):  # files count from 0, readers from 1
         facts['reported_epoch'] += 1
+    if facts.get('precision') == 'no':  # accelerate's word
+        facts['precision'] = 'float32'
     for key in ('wall_seconds', 'images_per_second'):
         if m.get(key) is not None:
             facts[key] = f'{m[key]:.1f}'
@@ -44,3 +48,19 @@ def dataset_of(m: Mapping[str, Any]) -> str | None:
 
 def parameters_of(count: int | None) -> str | None:
     return None if count is None else f'{count / 1e6:.2f} M parameters'
+
+
+def protocol_link(text: str) -> str:
+    """HTML of a link to the rules: the documentation's page where it has an address, else :func:`rules` below."""
+    return f"<a href='{escape(PROTOCOL_URL or '#rules')}'>{text}</a>"
+
+
+def rules() -> str:
+    """HTML of the rules, folded away; empty where the documentation has an address."""
+    if PROTOCOL_URL:
+        return ''
+    from markdown import markdown
+    text = protocol_text().partition('\n')[2]  # below the title
+    shown = markdown(text, extensions=['tables', 'toc'], extension_configs={'toc': {'baselevel': 2}})
+    shown = shown.replace('<table>', "<div class='scroll'><table>").replace('</table>', '</table></div>')
+    return f"<details class='rules'><summary>Rules of the protocol</summary><div id='rules'>{shown}</div></details>"

@@ -10,7 +10,7 @@ from . import plots, sections
 from .classes import class_csv, class_rows, class_table, confusion
 from .html import download, escape, facts_table, page, picture
 from .mistakes import mistakes_section
-from .protocol import dataset_of, parameters_of, protocol_of
+from .protocol import dataset_of, parameters_of, protocol_link, protocol_of, rules
 from .runs import load_run
 
 CAPTIONS = {
@@ -85,7 +85,8 @@ def run_page(run: Mapping[str, Any]) -> str:
             None if m.get('seed') is None else f"seed {m['seed']}"]
     rows = class_rows(m, run['class_names'])
     body = [
-        f"<h1>{escape(run['name'])}</h1><p class='lead'>{' · '.join(escape(part) for part in lead if part)}</p>",
+        f"<h1>{escape(run['name'])}</h1>"
+        f"<p class='lead'>{' · '.join(escape(part) for part in lead if part)} · {protocol_link('protocol')}</p>",
         _files(run, rows), sections.warnings(m), sections.tiles(m), sections.further_metrics(m),
     ]
     if m.get('corrected'):
@@ -107,7 +108,7 @@ def run_page(run: Mapping[str, Any]) -> str:
         body.append(f"<div class='pair'>{shown('landscape_line')}</div>{shown('landscape_surface')}")
     if 'training_curves' in drawn:
         body.append('<h2>Training</h2>' + shown('training_curves') + shown('gkp_inner_life'))
-    body.append('<h2>Protocol</h2>' + facts_table(protocol_of(m)))
+    body.append('<h2>Protocol</h2>' + facts_table(protocol_of(m)) + rules())
     if run['args']:
         body.append(f"<details><summary>All options of the run</summary>{facts_table(run['args'])}</details>")
     return page(run['name'], ''.join(body))

@@ -91,7 +91,7 @@ def open_set(found: Any) -> str:
     predictions = f" Predictions: {escape(r['predictions'])}." if r.get('predictions') else ''
     return (
         f"<p>{r['num_known']} images of known classes, {r['num_unknown']} of unknown ones.{predictions}</p>"
-        + table(head, rows, 'text')
+        + table(head, rows, text=['chosen by'])
         + ('<figcaption>Accuracies are of the known images; a rejected one counts as wrong.</figcaption>'
            if split_keys else ''))
 

@@ -3,7 +3,7 @@
 A new option is one field of one group, in ``_data.py``, ``_model.py``, ``_learning.py`` or ``_run.py``.
 """
 
-from ._command_line import DIGITS_DEFAULTS, build_parser, parse_options
+from ._command_line import DIGITS_DEFAULTS, build_parser, general_instead_of_digits, parse_options
 from ._composed import GROUPS, OPTIONS, Options
 from ._config_file import configuration, differing_keys, load_config, read_args, to_yaml
 from ._data import AugmentationOptions, DataOptions
@@ -30,6 +30,6 @@ __all__ = [
     'EvaluationOptions', 'FinetuneOptions', 'GKPOptions', 'HubOptions', 'LossOptions', 'ModelOptions',
     'OptimizerOptions', 'OptionInfo', 'Options', 'PosthocOptions', 'RecipeNotes', 'RunOptions', 'ScheduleOptions',
     'SecondStageOptions', 'build_parser', 'check_names', 'check_options', 'configuration', 'differing_keys',
-    'list_recipes', 'load_config', 'option', 'options_table', 'parse_options', 'read_args', 'recipe_folder',
-    'to_yaml',
+    'general_instead_of_digits', 'list_recipes', 'load_config', 'option', 'options_table', 'parse_options', 'read_args',
+    'recipe_folder', 'to_yaml',
 ]

@@ -15,8 +15,9 @@ from ._timm_names import refusal
 
 POSITIONAL = 'data_dir_positional'
 
-# the run without options uses these in place of the general defaults: about a minute on a CPU
-DIGITS_DEFAULTS = {
+DIGITS = 'timm_lt/digits'
+# the run without options uses these instead of the general defaults: about a minute on a CPU
+DIGITS_DEFAULTS: dict[str, Any] = {
     'model': 'resnet20_cifar', 'imbalance_ratio': 50.0, 'epochs': 20, 'warmup_epochs': 2, 'hflip': 0.0, 'lr': 0.1}
 
 
@@ -104,10 +105,19 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
         given['data_dir'] = positional
     values = (load_config(config) if config else {}) | given
     if not (values.get('dataset') or values.get('data_dir')):
-        values = {'dataset': 'timm_lt/digits', **DIGITS_DEFAULTS, **{k: v for k, v in values.items() if k != 'dataset'}}
+        values = {'dataset': DIGITS, **DIGITS_DEFAULTS, **{k: v for k, v in values.items() if k != 'dataset'}}
     options = Options.from_flat(values)
     check_options(options)
     return settled(options)
+
+
+def general_instead_of_digits(options: Options) -> str:
+    """Options of the run without options, where the digits are given by name without epochs or imbalance ratio."""
+    values = options.flat()
+    general = [n for n in ('imbalance_ratio', 'epochs') if values[n] == OPTIONS[n].default]
+    if options.data.dataset != DIGITS or not general:
+        return ''
+    return ' '.join(f'{OPTIONS[n].flag} {value}' for n, value in DIGITS_DEFAULTS.items())
 
 
 def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
