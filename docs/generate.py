@@ -102,7 +102,12 @@ def checkpoints(_: str) -> str:
         ['checkpoint', 'network and data', 'top-1 [95%]', 'many', 'medium', 'few', 'cost', 'command'], rows)
 
 
-KINDS = {'checkpoints': checkpoints, 'accuracy': accuracy, 'cost': cost, 'options': options}
+def table(file: str) -> str:
+    """The lines of a results file that form its table."""
+    return '\n'.join(line for line in (RESULTS / file).read_text().splitlines() if line.startswith('|')) + '\n'
+
+
+KINDS = {'checkpoints': checkpoints, 'accuracy': accuracy, 'cost': cost, 'options': options, 'table': table}
 
 
 def filled(text: str) -> str:
