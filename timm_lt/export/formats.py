@@ -124,7 +124,7 @@ def _any_batch() -> dict[str, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporters print progress and warn of their own deprecations; errors are raised all the same."""
+    """Silence the progress and the deprecation warnings that exporters print; errors are raised all the same."""
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         yield

@@ -38,7 +38,7 @@ class ExportedNetwork(nn.Module):
 
 
 def facts_of(checkpoint: Checkpoint, posthoc: PostHoc | None) -> dict[str, Any]:
-    """What a program must know to use an exported file.
+    """Facts that a program needs to use an exported file.
 
     Args:
         checkpoint: The checkpoint.

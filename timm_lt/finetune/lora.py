@@ -159,7 +159,7 @@ def _is_adaptable(layer: nn.Module) -> bool:
 
 
 def _rows(model: nn.Module, name: str, layer: Any) -> list[slice]:
-    """Rows of the weight with an update of their own: queries and values of a fused layer, else all."""
+    """Rows of the weight that get an update: queries and values of a fused layer, else all."""
     out = layer.weight.shape[0]
     attention = model.get_submodule(name.rpartition('.')[0])
     if name.rpartition('.')[2] != 'qkv' or out % 3 or getattr(attention, 'head_first', False):

@@ -63,11 +63,7 @@ def create_loss(name: str, class_counts: Any = None, **kwargs: Any) -> nn.Module
 
 @extends_timm('create_classification_loss')
 def create_loss_for_timm(
-        original: Callable,
-        loss_type: str | None = None,
-        multi_label: bool = False,
-        *args: Any,
-        **kwargs: Any,
+        original: Callable, loss_type: str | None = None, multi_label: bool = False, *args: Any, **kwargs: Any,
 ) -> nn.Module:
     """Criterion of this package, in the form that ``timm.loss.create_classification_loss`` returns.
 

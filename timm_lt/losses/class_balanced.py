@@ -2,8 +2,8 @@
 
 Paper: Y. Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
 https://arxiv.org/abs/1901.05555
-Implements: the class-balanced softmax, sigmoid and focal losses, with weights ``(1 - beta) / (1 - beta**n_c)``
-normalised to sum C.
+Implements: the class-balanced softmax, sigmoid and focal losses (Sections 4.1 to 4.3). Weights are
+``(1 - beta) / (1 - beta**n_c)``, normalised to sum C.
 Source: written from the paper.
 Differs from the paper / official code: for the softmax form, ``variant='released'`` follows the code that most projects
 use. It takes the binary cross-entropy of the softmax probabilities, averaged over B x C. ``variant='paper'`` (default)

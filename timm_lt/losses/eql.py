@@ -2,8 +2,8 @@
 
 Paper: J. Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020,
 https://arxiv.org/abs/2003.05176
-Implements: the softmax equalization loss. It drops terms of rare classes other than the sample's class at random from
-the denominator.
+Implements: the "Softmax Equalization Loss", which the paper derives for image classification. It drops terms of rare
+classes other than the sample's class at random from the denominator.
 Source: written from the paper.
 Differs from the paper / official code: no. A draw is made for each sample and class.
 """

@@ -2,7 +2,7 @@
 
 Paper: Z. Zhong et al., "Improving Calibration for Long-Tailed Recognition" (MiSLAS), CVPR 2021,
 https://arxiv.org/abs/2104.00466
-Implements: the label-aware smoothing loss and its concave, linear and convex smoothing functions.
+Implements: Eq. (4), the label-aware smoothing loss, and its concave, linear and convex smoothing functions.
 Source: written from the paper.
 Differs from the paper / official code: the smoothing mass is spread over all C classes, as in the official code. The
 paper's equation gives it to the other C - 1. With equal class sizes the official code gives 0/0; here every class then

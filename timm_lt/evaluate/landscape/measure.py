@@ -61,8 +61,7 @@ def measure_landscape(
 
         - ``loss``, ``sharpness``, ``top_eigenvalue``, ``trace``, ``trace_error`` (standard error): by split and
           ``'all'``, None for a split without an image;
-        - ``line``, ``surface``, ``gradient_cosine`` (between the gradients of the splits);
-        - ``num_images``, ``rho``, ``seed``.
+        - ``line``, ``surface``, ``gradient_cosine`` (of the splits' gradients), ``num_images``, ``rho``, ``seed``.
     """
     distribution = class_counts if isinstance(class_counts, ClassDistribution) else ClassDistribution(class_counts)
     splits = distribution.splits(split_rule)

@@ -51,11 +51,8 @@ def report(
 
         - ``top1``, ``top5`` (100 for up to five classes), ``balanced_accuracy`` (mean of the per-class accuracies);
         - ``many``, ``medium``, ``few``: the same mean over a split, None without a class or a test image of it;
-        - ``per_class``: the recalls, C entries, None without a test image;
-        - ``precision_per_class``: None for a class that is never predicted;
-        - ``f1_per_class``: None for a class that is neither tested nor predicted;
-        - ``worst_class``: lowest accuracy; ``num_worst_classes`` share it, ``worst_class_index`` and
-          ``worst_class_name`` are of the first;
+        - ``per_class`` (the recalls), ``precision_per_class``, ``f1_per_class``: C entries, None where undefined;
+        - ``worst_class`` (lowest accuracy), ``num_worst_classes``, ``worst_class_index``, ``worst_class_name`` (first);
         - ``harmonic_mean``, ``geometric_mean``: of the per-class accuracies;
         - ``macro_f1``: over the classes that occur among targets or predictions;
         - ``ece``, ``ece_many``, ``ece_medium``, ``ece_few``: of 15 bins, None where an image is not finite;
@@ -78,14 +75,12 @@ def report(
     outcome = predict(logits if posthoc is None else corrected(logits, posthoc), targets)
     check_range('bootstrap', bootstrap, 0)
     targets = targets.cpu()
-    confidence = accuracy_intervals(targets, outcome['rank'], splits, bootstrap, seed) if bootstrap else None
     return {
-        **_accuracies(outcome, targets, distribution, splits),
-        **_by_split(outcome, targets, splits),
+        **_accuracies(outcome, targets, distribution, splits), **_by_split(outcome, targets, splits),
         'split_rule': split_rule, 'num_images': len(targets), 'num_classes': len(counts),
         'train_images_per_class': counts.tolist(), 'non_finite': int((outcome['predicted'] < 0).sum()),
         'posthoc': None if posthoc is None else _name_of(posthoc), 'transductive': _is_transductive(posthoc),
-        'confidence': confidence,
+        'confidence': accuracy_intervals(targets, outcome['rank'], splits, bootstrap, seed) if bootstrap else None,
     }
 
 

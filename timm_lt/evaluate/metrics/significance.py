@@ -66,17 +66,12 @@ def compare(
         'resamples': bootstrap, 'seed': seed,
     }
 
-    def difference_of_means(counts: Any, mask: Any) -> Any:
-        counts = counts[:, mask]
-        images = counts.sum(-1)
-        return class_means(counts[..., 1] + counts[..., 3], images) - class_means(counts[..., 2:].sum(-1), images)
-
     def difference_of_top1(counts: Any, _: Any) -> Any:
         return 100.0 * (counts[..., 1] - counts[..., 2]).sum(1) / len(targets)
 
     masks = {'balanced_accuracy': torch.ones(num_classes, dtype=torch.bool), **distribution.splits(split_rule)}
     for name in ('top1', *masks):
-        difference = difference_of_top1 if name == 'top1' else difference_of_means
+        difference = difference_of_top1 if name == 'top1' else _difference_of_means
         mask = masks.get(name, masks['balanced_accuracy'])
         found = float(difference(measured, mask.numpy())[0])
         if found != found:  # no test image in this split
@@ -85,6 +80,12 @@ def compare(
         values = difference(drawn, mask.numpy())
         result[name] = {'difference': found, 'interval': interval(values), 'p_value': _p_value(values)}
     return result
+
+
+def _difference_of_means(counts: Any, mask: Any) -> Any:
+    counts = counts[:, mask]
+    images = counts.sum(-1)
+    return class_means(counts[..., 1] + counts[..., 3], images) - class_means(counts[..., 2:].sum(-1), images)
 
 
 def mcnemar(first_right: Any, second_right: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def protocol_of(m: Mapping[str, Any]) -> dict[str, Any]:
         'transductive': 'yes' if m.get('transductive') else 'no',
     }
     if corrected := m.get('corrected'):
-        facts['post_hoc'] = 'none in the main metrics; a table of its own shows the metrics with the correction'
+        facts['post_hoc'] = 'none in the main metrics; a second table shows the metrics with the correction'
         facts['correction'] = f"{corrected['label']}, fitted on {corrected['fitted_on']}"
     protocol = m.get('protocol')
     facts.update(protocol if isinstance(protocol, Mapping) else {'protocol': protocol})
