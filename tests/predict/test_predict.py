@@ -272,6 +272,7 @@ def test_the_command_writes_a_table_or_the_terminal(photos, tmp_path, capsys):
     assert cli.main(['predict', 'digits', str(photos), '-j', '0', '-k', '2']) == 0
     shown = capsys.readouterr()
     assert '1 without a prediction: inner/bad.jpg' in shown.err
+    assert 'left out: 1 files of a type that is no image (.md 1): notes.md' in shown.err
     output = tmp_path / 'out.csv'
     assert cli.main(['predict', 'digits', str(photos), '-j', '0', '-k', '2', '-o', str(output), '--amp']) == 0
     assert len(output.read_text().splitlines()) == len(shown.out.splitlines()) == 7

@@ -91,4 +91,5 @@ def _run(args: argparse.Namespace, checkpoint: Checkpoint, source: ImageSource) 
     sys.stdout.write(table.header)
     for prediction in predict_images(checkpoint, source, **options):
         table.stream(sys.stdout, [summary.count(prediction)])
+    summary.left_out = source.left_out()
     return summary

@@ -95,17 +95,22 @@ class Found:
         """More was left out than usual litter, or there is a note."""
         return bool(self.notes) or any(reason not in QUIET for reason in self.left_out)
 
-    def __str__(self) -> str:
-        sizes = f'{self.smallest} to {self.largest}' if self.smallest < self.largest else self.largest
-        lines = [
-            f'{self.part or "data"}: {self.images} images of {self.classes} classes ({sizes} a class) in '
-            f'{printable(self.source)}']
+    def lines_left_out(self) -> list[str]:
+        """A line for each reason to leave something out."""
+        lines = []
         for reason, group in self.left_out.items():
             names = ', '.join(group.examples) + (', ...' if group.count > len(group.examples) else '')
             common = sorted(group.types.items(), key=lambda item: (-item[1], item[0]))[:5]
             types = f' ({", ".join(f"{suffix} {n}" for suffix, n in common)})' if common else ''
-            lines.append(f'  left out: {group.count} {reason}{types}: {names}')
-        return '\n'.join(lines + [f'  note: {note}' for note in self.notes])
+            lines.append(f'left out: {group.count} {reason}{types}: {names}')
+        return lines
+
+    def __str__(self) -> str:
+        sizes = f'{self.smallest} to {self.largest}' if self.smallest < self.largest else self.largest
+        first = (
+            f'{self.part or "data"}: {self.images} images of {self.classes} classes ({sizes} a class) in '
+            f'{printable(self.source)}')
+        return '\n  '.join([first, *self.lines_left_out(), *(f'note: {note}' for note in self.notes)])
 
     def log(self) -> None:
         """Log the record on the main process; a warning where it needs attention."""

@@ -1,5 +1,6 @@
 """One export: from a checkpoint to a file that was compared with it."""
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 from itertools import islice
@@ -87,7 +88,10 @@ def export(
             f'the stored correction ({posthoc.label}) needs all images at once, so it cannot be exported; leave it out '
             f'by use_posthoc=False (--no-posthoc)')
     batch = _batch(checkpoint, images)
-    network = ExportedNetwork(checkpoint.model, posthoc).eval()
+    model = checkpoint.model
+    if next(model.parameters()).device.type != 'cpu':
+        model = copy.deepcopy(model).cpu()
+    network = ExportedNetwork(model, posthoc).eval()
     with whole_file(output) as temporary:
         try:
             written_as.write(network, batch, facts_of(checkpoint, posthoc), temporary)

@@ -39,6 +39,7 @@ class Summary:
         examples: The first few of them, with the reason.
         seconds: Duration of this run.
         output: The table.
+        left_out: A line for each kind of file of a folder that is no image to predict.
     """
     images: int = 0
     resumed: int = 0
@@ -47,6 +48,7 @@ class Summary:
     examples: list[str] = field(default_factory=list)
     seconds: float = 0.0
     output: Path | None = None
+    left_out: list[str] = field(default_factory=list)
 
     def count(self, prediction: Prediction) -> Prediction:
         """Count a prediction and return it."""
@@ -68,7 +70,7 @@ class Summary:
         if self.errors:
             more = '; ...' if self.errors > len(self.examples) else ''
             lines.append(f'{self.errors} without a prediction: {"; ".join(self.examples)}{more}')
-        return '\n'.join(lines)
+        return '\n'.join(lines + self.left_out)
 
 
 def predict(
@@ -121,13 +123,14 @@ def predict(
     summary = Summary(images=parts.rows, resumed=parts.rows, output=output)
     total = source.count()
     if total == 0:
-        raise ValueError('there is no image to predict' + (f': {source.found}' if source.found else ''))
+        raise ValueError('; '.join(['there is no image to predict', *source.left_out()]))
     predictions = predict_images(checkpoint, source, top_k=top_k, start=parts.rows, **options)
     with tqdm(total=total, initial=parts.rows, unit='image', disable=None if progress else True, leave=False) as bar:
         counted = _counted(predictions, summary, bar)
         while rows := list(islice(counted, parts_module.ROWS)):
             parts.add(rows)
     parts.join()
+    summary.left_out = source.left_out()
     summary.seconds = time.monotonic() - started
     return summary
 

@@ -28,11 +28,9 @@ class ImageSource(ABC):
 
     Attributes:
         identity: Values that tell this source from another one, for a run that goes on.
-        found: What the last pass over a folder left out, or None.
     """
 
     identity: dict[str, Any]
-    found: Found | None = None
 
     @abstractmethod
     def entries(self) -> Iterator[tuple[str, Any]]:
@@ -49,6 +47,10 @@ class ImageSource(ABC):
     def count(self) -> int:
         """Number of images."""
         return sum(1 for _ in self.entries())
+
+    def left_out(self) -> list[str]:
+        """A line for each kind of file that the last pass left out."""
+        return []
 
 
 class ImageFiles(ImageSource):
@@ -78,10 +80,14 @@ class FolderImages(ImageFiles):
     def __init__(self, root: Path, input_key: str | None, identity: dict[str, Any]) -> None:
         super().__init__(root, self._names, identity)
         self.types = image_types(input_key)
+        self.found = Found(str(root))
 
     def _names(self) -> Iterator[str]:
-        self.found = Found(str(self.root), 'images to predict')
+        self.found = Found(str(self.root))
         return images_in_order(self.root, self.types, self.found)
+
+    def left_out(self) -> list[str]:
+        return self.found.lines_left_out()
 
 
 class DatasetImages(ImageSource):
