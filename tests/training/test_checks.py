@@ -36,10 +36,10 @@ class Head(torch.nn.Module):
 @pytest.mark.parametrize('loss', TIMM_LOSS_NAMES)
 def test_every_loss_of_timm_steps_with_every_optimizer_or_is_refused_at_the_start(loss, opt, mixing):
     distribution, labels = ClassDistribution(COUNTS), torch.arange(8) % 4
-    options = parse_args(['--loss', loss, '--opt', opt, *mixing, *(
-        ['--opt-kwargs', 'eta=5'] if opt in ('imbsam', 'ssesam') else [])])
     model = Head()
     try:
+        options = parse_args(['--loss', loss, '--opt', opt, *mixing, *(
+            ['--opt-kwargs', 'eta=5'] if opt in ('imbsam', 'ssesam') else [])])
         mixes = options.augmentation.mixes
         criterion = build.build_loss(options.loss, distribution, mixes)
         optimizer = build.build_optimizer(options.optimizer, options.gkp, model, distribution, 0.1)
@@ -47,7 +47,7 @@ def test_every_loss_of_timm_steps_with_every_optimizer_or_is_refused_at_the_star
     except ConfigError as e:
         assert str(e) and (loss in ('bce', 'jsd', 'twoway', 'zlpr', 'db') or (loss == 'asl' and '--mixup' in mixing))
         return
-    images, mix = torch.randn(8, 6), build.build_mixing(options.augmentation, options.loss, 4)
+    images, mix = torch.randn(8, 6), build.build_mixing(options.augmentation, options.loss, distribution)
     target = labels
     if mix is not None:
         images, target = mix(images[:, None, None], labels)

@@ -22,7 +22,7 @@ from .augment.crop import PaddedCrop, ResizedCrop
 from .augment.resample import FILTERS
 from .pixels import convert_image
 
-__all__ = ['Augmentation', 'MultiView', 'contrastive_views', 'eval_transform', 'three_views']
+__all__ = ['Augmentation', 'MultiView', 'SplitViews', 'contrastive_views', 'eval_transform', 'three_views']
 
 CROP_MODES = ('pad', 'none', 'rrc', 'rkrc', 'rkrr')
 # policies of torchvision beside those of timm, which begin with 'rand', 'augmix', 'v0', 'original' or '3a'
@@ -176,6 +176,10 @@ class Augmentation:
 
     def image_transform(self) -> Callable[[Any], Tensor]:
         """The part for single images, PIL image to uint8 tensor (C, H, W): crop, flips, colour."""
+        return transforms.Compose(self.image_parts())
+
+    def image_parts(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Tensor]]:
+        """:meth:`image_transform` in three: crop with flips, colour, and the conversion to a tensor."""
         if self.crop_mode in ('pad', 'none'):
             crop = [
                 _Resize(self.input_size[-2:], self.interpolation),
@@ -186,8 +190,9 @@ class Augmentation:
         else:
             crop = self._timm_transforms()[0].transforms
         channels = self.input_size[0]
-        return transforms.Compose(
-            [_Mode(3), *crop, *self._color_transforms(), _Mode(channels), transforms.PILToTensor()])
+        return (
+            transforms.Compose([_Mode(3), *crop]), transforms.Compose(self._color_transforms()),
+            transforms.Compose([_Mode(channels), transforms.PILToTensor()]))
 
 
 def _allow_posterize_to_zero_bits(color: transforms.Compose) -> None:
@@ -249,6 +254,28 @@ class MultiView:
         """See :meth:`Augmentation.batch_augment`."""
         first, *others = self.views
         return first.batch_augment(seed, whole, others)
+
+
+class SplitViews:
+    """A clean image and augmented copies, stacked to (V, C, H, W), as timm's ``--aug-splits``.
+
+    All share crop and flips.
+
+    Args:
+        augmentation: Its colour and automatic augmentation change the copies alone; Cutout and erasing must be off.
+        num_splits: V, >= 2.
+    """
+
+    def __init__(self, augmentation: Augmentation, num_splits: int) -> None:
+        if augmentation.cutout or augmentation.reprob:
+            raise ValueError('splits take no Cutout and no random erasing, because the first stays clean')
+        self.num_splits = int(check_range('num_splits', num_splits, 2))
+        self._crop, self._color, self._convert = augmentation.image_parts()
+
+    def __call__(self, image: Any) -> Tensor:
+        image = self._crop(image)
+        copies = [self._color(image) for _ in range(self.num_splits - 1)]
+        return torch.stack([self._convert(one) for one in (image, *copies)])
 
 
 def contrastive_views(

@@ -23,6 +23,7 @@ from ..data import BatchMixing, create_mixing
 from ..losses import create_loss
 from ..losses.drw import DeferredReweighting
 from ..models.cosine_classifier import use_cosine_classifier
+from .aug_splits import SplitLoss, SplitModel
 from .errors import ConfigError, one_line
 from .options import (
     AugmentationOptions,
@@ -133,7 +134,7 @@ def _initialize(options: ModelOptions, model: nn.Module) -> None:
 
 def training_model(loss: str, model: nn.Module) -> nn.Module:
     """The model with the heads that the loss needs in training only."""
-    wrap_model = LOSSES.trait(loss, 'wrap_model', None)
+    wrap_model = SplitModel if loss == 'jsd' else LOSSES.trait(loss, 'wrap_model', None)
     try:
         return model if wrap_model is None else wrap_model(model)
     except ValueError as e:
@@ -208,7 +209,9 @@ def build_mixing(
     return None
 
 
-def build_loss(options: LossOptions, distribution: ClassDistribution, soft_targets: bool = False) -> nn.Module:
+def build_loss(
+        options: LossOptions, distribution: ClassDistribution, soft_targets: bool = False, splits: int = 0,
+) -> nn.Module:
     """The training loss; class counts come from the training images that are really used."""
     kwargs = dict(options.loss_kwargs)
     try:
@@ -219,6 +222,8 @@ def build_loss(options: LossOptions, distribution: ClassDistribution, soft_targe
                 raise TypeError(f'loss ce has no option {next(iter(kwargs))!r}')
             # torch's own takes hard and soft targets and gives per-sample values, which timm's variants do not
             return nn.CrossEntropyLoss()
+        if options.loss == 'jsd' and splits:
+            return SplitLoss(splits, options.smoothing, **kwargs)
         return timm.loss.create_classification_loss(
             options.loss, smoothing=options.smoothing, soft_targets=soft_targets, **kwargs)
     except (TypeError, ValueError) as e:

@@ -12,6 +12,7 @@ from ..data import (
     Augmentation,
     ImageSubset,
     InMemoryImages,
+    SplitViews,
     contrastive_views,
     create_eval_loader,
     create_train_loader,
@@ -56,11 +57,16 @@ class InputPipeline:
             ConfigError: If sampler or augmentation do not take the options.
         """
         augmentation = self.training_augmentation(images)
-        aa = self.augmentation.aa
+        aa, splits = self.augmentation.aa, self.augmentation.aug_splits
+        transform: Any = None
         try:
+            if splits:
+                transform = SplitViews(augmentation, splits)
+            elif views > 1:
+                transform = contrastive_views(augmentation, views, view_scale)
             return create_train_loader(
                 images, self.sampler(images.targets, epochs), augmentation, self.data.batch_size, seed=self.seed,
-                transform=contrastive_views(augmentation, views, view_scale) if views > 1 else None, **self._where())
+                transform=transform, **self._where())
         except (AssertionError, TypeError, ValueError) as e:  # timm asserts what --aa says
             which = f' (--aa {aa})' if isinstance(e, AssertionError) and aa else ''
             raise ConfigError(f'sampler {self.data.sampler!r} or augmentation{which}: {one_line(e)}') from e

@@ -79,7 +79,9 @@ class Stage:
         """
         options, accelerator = self.options, self.accelerator
         distribution = self.data.distribution
-        criterion = build.build_loss(options.loss, distribution, options.augmentation.mixes).to(accelerator.device)
+        criterion = build.build_loss(
+            options.loss, distribution, options.augmentation.mixes, options.augmentation.aug_splits)
+        criterion = criterion.to(accelerator.device)
         mix, loader = build.build_mixing(options.augmentation, options.loss, distribution), objective.loader(self)
         if (sampler := getattr(mix, 'partners', None)) is not None:
             loader = PairedLoader(

@@ -88,6 +88,9 @@ class AugmentationOptions(OptionGroup):
         within='[0, 1]')
     remode: str = option(
         'pixel', 'colour of an erased box: mean, one random colour, noise', choices=('const', 'rand', 'pixel'))
+    aug_splits: int = option(
+        0, 'views of each image for --loss jsd, one clean and the others changed by --aa or colour; 0: one view',
+        within='[0, inf)')
     aug_repeats: int = option(0, 'augment an image so many times in an epoch; 0 and 1: once', within='[0, inf)')
     mix: str | None = option(
         None, 'mixing that favours rare classes, see timm_lt.data.list_mixings(); in place of --mixup and --cutmix')
@@ -100,6 +103,12 @@ class AugmentationOptions(OptionGroup):
     mixup_switch_prob: float = option(0.5, 'probability of CutMix where Mixup is on too', within='[0, 1]')
     mixup_mode: str = option('batch', 'what shares one mixing weight', choices=('batch', 'pair', 'elem'))
     mixup_off_epoch: int = option(0, 'epoch from which on nothing is mixed; 0: never', within='[0, inf)')
+
+    @property
+    def colours(self) -> bool:
+        """Something changes the copies of --aug-splits."""
+        changes = (self.aa, self.color_jitter, self.grayscale_prob, self.gaussian_blur_prob)
+        return any(changes) and not self.no_aug
 
     @property
     def mixes(self) -> bool:

@@ -83,6 +83,17 @@ RULES = (
     Rule(lambda o: (o.model.experts or o.loss.loss == 'balpoe') and (
              o.second_stage.stage2 or o.gkp.gkp or o.posthoc.posthoc == 'tau_normalize'),
          '--stage2, --gkp and --posthoc tau_normalize need one classifier, and experts have several; leave them out'),
+    Rule(lambda o: o.augmentation.aug_splits == 1, '--aug-splits must be 0 or >= 2, got 1'),
+    Rule(lambda o: bool(o.augmentation.aug_splits) != (o.loss.loss == 'jsd'),
+         '--loss jsd compares the splits of an image, and no other loss takes them: give both --loss jsd and '
+         '--aug-splits 3, or neither; got --loss {loss} and --aug-splits {aug_splits}'),
+    Rule(lambda o: o.augmentation.aug_splits and not o.augmentation.colours,
+         '--aug-splits needs an augmentation of the copies: give --aa augmix-m3-w3, or --color-jitter 0.4'),
+    Rule(lambda o: o.augmentation.aug_splits and (
+             o.augmentation.mixes or o.augmentation.cutout or o.augmentation.reprob),
+         '--aug-splits keeps its first split clean: leave out --mix, --mixup, --cutmix, --cutout and --reprob'),
+    Rule(lambda o: o.augmentation.aug_splits and o.finetune.probes,
+         '--aug-splits needs images, and --finetune {finetune} trains on kept features; leave one of the two out'),
     Rule(lambda o: o.augmentation.mix and o.augmentation.mixup_or_cutmix,
          '--mix {mix} and --mixup or --cutmix both mix the images of a batch; give one'),
     Rule(lambda o: o.augmentation.mix_kwargs and not o.augmentation.mix,

@@ -11,10 +11,9 @@ NOT_OFFERED = {
     '--multilabel-threshold': 'the task is classification with one label for each image',
     '--epoch-repeats': 'give more --epochs, or a --sampler with --sampler-kwargs num_samples=N',
     '--train-size-schedule': 'the input has one size: --img-size',
-    '--aug-splits': '--loss bcl trains on several views of an image',
-    '--jsd-loss': '--loss bcl trains on several views of an image',
-    '--resplit': '--loss bcl trains on several views of an image',
-    '--split-bn': '--loss bcl trains on several views of an image',
+    '--jsd-loss': '--loss jsd --aug-splits 3',
+    '--resplit': 'the first of --aug-splits stays clean, and nothing is erased',
+    '--split-bn': 'BatchNorm sees all of --aug-splits together',
     # model
     '--pretrained-path': '--initial-checkpoint FILE',
     '--no-resume-opt': '--initial-checkpoint FILE starts a new run on saved weights',
