@@ -19,7 +19,7 @@ from sam_reference import (
     state_of,
 )
 
-from timm_lt.optim import BatchClosure
+from timm_lt.optim import BatchClosure, optimizer_step
 
 
 def test_every_and_start_epoch_take_plain_steps_between():
@@ -229,18 +229,44 @@ def test_errors_name_what_is_wrong():
         BatchClosure(model, nn.CrossEntropyLoss(), [x, x], [y])
 
 
-def test_step_after_a_plain_backward_is_a_plain_step_with_one_warning():
-    model, plain = make_model(), make_model()
+def plain_backward(model):
     x, y = make_batch()
-    optimizer = make_optimizer(model, 'sam')
+    F.cross_entropy(model(x), y).backward()
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_step_after_a_plain_backward_is_refused_and_changes_nothing(name):
+    model = make_model()
+    optimizer = make_optimizer(model, name)
+    before = state_of(model)
+    optimizer.zero_grad()
+    plain_backward(model)
+    with pytest.raises(RuntimeError, match='optimizer_step.* or pass allow_plain=True'):
+        optimizer.step()
+    assert all(torch.equal(before[k], p) for k, p in model.named_parameters())
+    optimizer_step(optimizer, BatchClosure(model, nn.CrossEntropyLoss(), *make_batch()))  # goes on as usual
+    plain_backward(model)
+    with pytest.raises(RuntimeError, match='allow_plain'):
+        optimizer.step()
+
+
+def test_plain_steps_that_are_allowed_are_those_of_the_base():
+    model, plain = make_model(), make_model()
+    optimizer = make_optimizer(model, 'sam', allow_plain=True)
     base = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    for step in range(2):
+    for _ in range(2):
         for m, o in ((model, optimizer), (plain, base)):
             o.zero_grad()
-            F.cross_entropy(m(x), y).backward()
-            if o is optimizer and step == 0:
-                with pytest.warns(UserWarning, match='plain step of its base'):
-                    o.step()
-            else:
-                o.step()
+            plain_backward(m)
+            o.step()
     assert_bit_equal(model.state_dict(), plain.state_dict())
+
+
+@pytest.mark.parametrize('options', [{'every': 2}, {'start_epoch': 1}], ids=str)
+def test_steps_that_an_option_leaves_plain_need_no_permission(options):
+    model = make_model()
+    optimizer = make_optimizer(model, 'sam', **options)
+    for _ in range(2):
+        optimizer.compute_grads(BatchClosure(model, nn.CrossEntropyLoss(), *make_batch()))
+        optimizer.step()
+    assert optimizer.state_dict()['sharpness_aware']['step'] == 2

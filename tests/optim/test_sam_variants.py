@@ -189,10 +189,9 @@ def test_kept_vectors_are_entries_of_the_state_of_every_parameter(name):
     shapes = [(p.shape, optimizer.state[p][key].shape) for p in model.parameters()]
     assert all(a == b for a, b in shapes) and len(optimizer.state) == len(shapes)
     # a plain step, with which torch prepares the loading of sharded checkpoints, makes the entries too
-    model, optimizer = make(name)
+    model, optimizer = make(name, lr=0.0)
     F.cross_entropy(model(make_batch(dtype=torch.float32)[0]), make_batch()[1]).backward()
-    with pytest.warns(UserWarning, match='plain step'):
-        optimizer.step()
+    optimizer.step()
     assert all(not optimizer.state[p][key].any() for p in model.parameters())
 
 

@@ -19,7 +19,7 @@ class KeepsVector(SharpnessAware):
 
     joint_only = True
     vector_key = ''  # entry of the state
-    _transient = (*SharpnessAware._transient, '_found', '_new_vector')
+    _transient = ('_found', '_new_vector')
     _found: list[tuple[Tensor, Tensor]] | None  # by the passes of this step
     _new_vector: list[tuple[Tensor, Tensor]] | None
 
@@ -32,11 +32,13 @@ class KeepsVector(SharpnessAware):
         """Keep these numbers at some parameters once the step is taken."""
         self._found = list(zip(params, vector))
 
-    def compute_grads(self, closure: Any, grad_scale: Tensor | float | None = None) -> Any:
+    def _begin_step(self) -> None:
+        super()._begin_step()
         self._found = self._new_vector = None
-        loss = super().compute_grads(closure, grad_scale)
+
+    def _stage_step(self) -> None:
+        super()._stage_step()
         self._new_vector, self._found = self._found, None  # a plain closure clears gradients between the passes
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._new_vector = None

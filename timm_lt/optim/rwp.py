@@ -43,6 +43,9 @@ class RWP(SAM):
         self.seed = check_whole('seed', seed, 0)
         super().__init__(params, rho=rho, **options)
 
+    def first_step(self, zero_grad: bool = False) -> None:
+        raise TypeError('RWP perturbs before its only pass and has no two-call form; use step(closure)')
+
     def _gradients(self, closure: Any, radii: list[float], grad_scale: Any) -> Any:
         if radii[0] == 0:
             return super()._gradients(closure, radii, grad_scale)

@@ -12,11 +12,11 @@ from typing import Any
 from .._registry import register_optimizer
 from .._types import ParamsT
 from .._validate import check_rho
-from .engine import SharpnessAware
+from .engine import TwoCallForm
 
 
 @register_optimizer('sam', paper='Foret et al., ICLR 2021')
-class SAM(SharpnessAware):
+class SAM(TwoCallForm):
     """Sharpness-aware minimization around any optimizer of timm (Foret et al. 2021, Eq. (2) and Algorithm 1).
 
     Two passes per step; one extra copy of the parameters while the second one runs. Without any gradient the step is
@@ -30,6 +30,8 @@ class SAM(SharpnessAware):
     Examples:
         >>> optimizer = timm.optim.create_optimizer_v2(model, 'sam', lr=0.1, weight_decay=5e-4, rho=0.05)
         >>> loss = optimizer.step(closure)
+
+    :meth:`first_step` and :meth:`second_step` take the same step in two calls.
     """
 
     def __init__(self, params: ParamsT, *, rho: float = 0.05, **options: Any) -> None:

@@ -61,7 +61,7 @@ class CCSAM(SharpnessAware):
         >>> loss = optimizer.step(timm_lt.optim.BatchClosure(model, criterion, images, target))
     """
 
-    _transient = (*SharpnessAware._transient, '_closed')
+    _transient = ('_closed',)
     _closed: ClosedForm | None
     class_aware = True
 

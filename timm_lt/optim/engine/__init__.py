@@ -11,3 +11,4 @@ from .step import StepResult as StepResult
 from .step import find_sharpness_aware as find_sharpness_aware
 from .step import optimizer_step as optimizer_step
 from .step import set_epoch as set_epoch
+from .two_calls import TwoCallForm as TwoCallForm

@@ -25,13 +25,39 @@ def check_call(optimizer: 'SharpnessAware', closure: Any) -> None:
             f'target), got {type(closure).__name__}')
     if not callable(closure):
         raise TypeError(f'{who} needs a closure that can be called more than once, got {type(closure).__name__}')
+    check_no_autocast(optimizer)
+    if optimizer.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
+        raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
+
+
+def check_no_autocast(optimizer: 'SharpnessAware') -> None:
+    """Raise a RuntimeError inside an autocast block."""
     device = next((p.device for group in optimizer.param_groups for p in group['params']), torch.device('cpu'))
     if torch.is_autocast_enabled(device.type):
         raise RuntimeError(
-            f'{who} was called inside torch.autocast, whose cache of cast weights would hide the perturbation; leave '
-            f'the block, and use autocast inside the closure (BatchClosure does with an accelerator)')
-    if optimizer.local_ascent and isinstance(closure, BatchClosure) and closure.sharded:
-        raise ValueError('local_ascent=True is not possible with sharded parameters; use local_ascent=False')
+            f'{type(optimizer).__name__} was called inside torch.autocast, whose cache of cast weights would hide the '
+            f'perturbation; leave the block, and use autocast inside the closure (BatchClosure does with an '
+            f'accelerator)')
+
+
+def check_no_scaler(optimizer: 'SharpnessAware', closure: Any) -> None:
+    """Raise a RuntimeError for ``step(closure)`` under a gradient scaler."""
+    # Accelerate replaces the method by its own while a gradient scaler steps
+    scaling = getattr(optimizer.__dict__.get('step'), '__qualname__', '').startswith('patch_optimizer_step')
+    if scaling or (isinstance(closure, BatchClosure) and closure.scaler is not None):
+        raise RuntimeError(
+            f'{type(optimizer).__name__}.step(closure) cannot unscale or skip under a gradient scaler; call '
+            f'timm_lt.optim.optimizer_step(optimizer, closure), or compute_grads(closure) and then step()')
+
+
+def check_plain_step(optimizer: 'SharpnessAware') -> None:
+    """Raise a RuntimeError for a step whose perturbation nobody computed, unless the optimizer allows plain steps."""
+    # torch steps with a learning rate of 0 to make the state into which it loads a sharded checkpoint
+    if not optimizer.allow_plain and any(group['lr'] for group in optimizer.param_groups):
+        raise RuntimeError(
+            f'{type(optimizer).__name__}.step() without a closure computes no perturbation and would be a plain step '
+            f'of its base optimizer: call timm_lt.optim.optimizer_step(optimizer, closure) instead, or pass '
+            f'allow_plain=True to the optimizer if plain steps are wanted')
 
 
 def check_output(optimizer: 'SharpnessAware', closure: BatchClosure) -> None:

@@ -22,7 +22,7 @@ from ..._types import ParamsT
 from ..._unwrap import unwrap_model
 from ..._validate import check_option, check_range, check_whole
 from .._tensors import Gradients
-from .checks import check_call, check_output
+from .checks import check_call, check_no_scaler, check_output, check_plain_step
 from .closure import BatchClosure, check_ddp
 from .coupling import CouplingProbe
 from .gradients import Part, StepGradients
@@ -39,8 +39,8 @@ class SharpnessAware(OptimizerWrapper):
     """Base of the sharpness-aware optimizers: a real optimizer that computes its own gradients and steps another one.
 
     ``step(closure)`` does everything. Under Accelerate use :func:`timm_lt.optim.optimizer_step`, which calls
-    :meth:`compute_grads`, clips, and then ``step()`` without a closure. ``step()`` after an ordinary backward is a
-    plain step of the base optimizer, with one warning.
+    :meth:`compute_grads`, clips, and then ``step()`` without a closure. After an ordinary backward ``step()`` would be
+    a plain step of the base optimizer, and is refused unless ``allow_plain=True``.
 
     ``param_groups``, ``state`` and ``defaults`` are those of the base; ``state_dict`` is the base's with one entry
     more. All passes of a step draw the same random numbers (dropout, stochastic depth, sampled losses).
@@ -71,6 +71,7 @@ class SharpnessAware(OptimizerWrapper):
             cheaper (close for SSE-SAM and GSA, not for ImbSAM). 'exact_ascent': the same, after exact gradients of the
             parts. Without layers that mix samples (GroupNorm, LayerNorm) only the part's samples run again; this is
             exact.
+        allow_plain: Let ``step()`` without a closure after an ordinary backward be a plain step of the base.
         base_options: Options of the base optimizer (``lr``, ``weight_decay``, ``momentum``, ``betas``, ``eps``, ...).
     """
 
@@ -103,6 +104,7 @@ class SharpnessAware(OptimizerWrapper):
             local_ascent: bool = False,
             adaptive: bool = False,
             batchnorm: str = 'batch',
+            allow_plain: bool = False,
             **base_options: Any,
     ) -> None:
         self.every = check_whole('every', every, 1)
@@ -118,6 +120,7 @@ class SharpnessAware(OptimizerWrapper):
                 f"batchnorm={batchnorm!r} was removed, because 'stacked' follows the exact step more closely at the "
                 f"same cost; use batchnorm='stacked'")
         self.batchnorm = check_option('batchnorm', batchnorm, BATCHNORM)
+        self.allow_plain = bool(allow_plain)
         self.adaptive = bool(adaptive)
         if adaptive and type(self).perturb is not SharpnessAware.perturb:
             raise ValueError(f'{type(self).__name__} defines its own perturbation, so adaptive=True has no meaning')
@@ -263,25 +266,21 @@ class SharpnessAware(OptimizerWrapper):
         Args:
             closure: A :class:`BatchClosure`. A method without classes takes any function that clears the gradients,
                 runs forward and backward and returns the loss. None: step with the gradients of :meth:`compute_grads`.
-                Without that call it is a plain step of the base, with one warning.
+                Without that call it is a plain step of the base, which ``allow_plain=True`` permits.
 
         Returns:
             The loss at the unperturbed weights, or None without a closure.
+
+        Raises:
+            RuntimeError: For a plain step that was not allowed, or for a closure under a gradient scaler.
         """
         loss = None
         if closure is not None:
-            # Accelerate replaces this method by its own while a gradient scaler steps
-            scaling = getattr(self.__dict__.get('step'), '__qualname__', '').startswith('patch_optimizer_step')
-            if scaling or (isinstance(closure, BatchClosure) and closure.scaler is not None):
-                raise RuntimeError(
-                    f'{type(self).__name__}.step(closure) cannot unscale or skip under a gradient scaler; call '
-                    f'timm_lt.optim.optimizer_step(optimizer, closure), or compute_grads(closure) and then step()')
+            check_no_scaler(self, closure)
             loss = self.compute_grads(closure)
-        elif self._staged is None and any(group['lr'] for group in self.param_groups):
-            self._warn_once(
-                'step() without a closure is a plain step of its base optimizer, because no perturbation was computed. '
-                'Call timm_lt.optim.optimizer_step(optimizer, closure) or step(closure) with a '
-                'timm_lt.optim.BatchClosure')
+        elif self._staged is None:
+            self._begin_step()
+            check_plain_step(self)
         if self._staged is not None:
             self._own.update(self._staged)
             self._staged = None
@@ -313,7 +312,7 @@ class SharpnessAware(OptimizerWrapper):
         """
         check_call(self, closure)
         self.warn_if_idle()
-        self._staged = None
+        self._begin_step()
         radii = self._radii_now()
         batch = isinstance(closure, BatchClosure)
         if batch:
@@ -332,8 +331,16 @@ class SharpnessAware(OptimizerWrapper):
             check_output(self, closure)
         with torch.no_grad():
             self.extra_gradient(grad_scale)
-        self._staged = {'step': self._own['step'] + 1}
+        self._stage_step()
         return loss
+
+    def _begin_step(self) -> None:
+        """Forget a step that was computed and not taken."""
+        self._staged = None
+
+    def _stage_step(self) -> None:
+        """``.grad`` is that of the step: the own state follows once it is taken."""
+        self._staged = {'step': self._own['step'] + 1}
 
     def _gradients(self, closure: Any, radii: list[float], grad_scale: Tensor | float | None) -> Any:
         """Fill ``.grad``; returns the loss at the unperturbed weights."""

@@ -27,7 +27,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
 
     base: torch.optim.Optimizer
     _own: dict[str, Any]
-    _transient: tuple[str, ...] = ()  # attributes that are not copied or pickled
+    _transient: tuple[str, ...] = ()  # attributes of this class that are not copied or pickled
 
     def __init__(self, base: torch.optim.Optimizer, own: dict[str, Any]) -> None:
         # Optimizer.__init__ would make groups and state beside those of the base; this sets up the hooks alone
@@ -94,10 +94,14 @@ class OptimizerWrapper(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         hooks = [name for name in self.__dict__ if name.startswith('_optimizer_')]
         return {k: v for k, v in self.__dict__.items()
-                if k not in (*self._transient, *hooks, 'step', '_zero_grad_profile_name')}
+                if k not in (*self._all_transient(), *hooks, 'step', '_zero_grad_profile_name')}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**dict.fromkeys(self._transient), **state})
+        super().__setstate__({**dict.fromkeys(self._all_transient()), **state})
+
+    @classmethod
+    def _all_transient(cls) -> list[str]:
+        return [name for ancestor in cls.__mro__ for name in ancestor.__dict__.get('_transient', ())]
 
 
 def create_base(kind: type, params: ParamsT, base: str, options: dict[str, Any]) -> torch.optim.Optimizer:

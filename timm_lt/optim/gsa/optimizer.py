@@ -63,7 +63,7 @@ class GSA(SharpnessAware):
         >>> loss = optimizer.step(closure)
     """
 
-    _transient = (*SharpnessAware._transient, '_penalty', '_radii')
+    _transient = ('_penalty', '_radii')
     _penalty: Any
     _radii: tuple[list[int], Tensor] | None
     class_aware = True
