@@ -93,7 +93,7 @@ def test_a_run_is_evaluated_again_on_its_own_test_part_alone(tmp_path, capsys):
     for c, name in enumerate(COUNTS):
         for i in range(8):
             save_image(tmp_path / 'images' / name / f'{i}.png', 80 * c + 5 * i, size=(32, 32))
-    assert train(tmp_path, '--tta', '2') == 0
+    assert train(tmp_path, '--tta', '10', '--crop-pct', '0.875') == 0
     run = tmp_path / 'out/run'
     parts = json.loads((run / 'parts.json').read_text())
     assert parts['test']['split'] == 'train' and parts['test']['images'] == 24

@@ -112,10 +112,10 @@ def test_test_time_augmentation_is_the_mean_with_the_mirror_image():
     loader, accelerator = [(images, torch.zeros(4, dtype=torch.int64))], Accelerator(cpu=True)
     distribution = ClassDistribution([4, 2, 1])
     rules = MetricRules.of(EvaluationOptions(tta=2), distribution)
-    logits, _ = evaluate(rules.evaluated(model), loader, accelerator)
+    logits, _ = evaluate(rules.evaluated(model, (3, 32, 32)), loader, accelerator)
     with torch.no_grad():
         torch.testing.assert_close(logits, (model(images) + model(images.flip(-1))) / 2)
-    assert MetricRules.of(EvaluationOptions(), distribution).evaluated(model) is model
+    assert MetricRules.of(EvaluationOptions(), distribution).evaluated(model, (3, 32, 32)) is model
 
 
 def test_the_metric_of_the_validation_part_chooses_the_epoch(tmp_path, monkeypatch):

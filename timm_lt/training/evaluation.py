@@ -1,7 +1,6 @@
 """Logits of a model, metrics of a validation part, and the epoch that is reported."""
 
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ def evaluate(model: nn.Module, loader: Any, accelerator: Accelerator) -> tuple[T
 def validation_metrics(
         loader: Any,
         rules: MetricRules,
-        model_of: Callable[[Learner], nn.Module] = attrgetter('plain_model'),
+        model_of: Callable[[Learner], nn.Module],
 ) -> Callable[[Trainer], dict[str, Any]]:
     """A function that measures a trainer's model on the validation part.
 
@@ -49,12 +48,17 @@ def validation_metrics(
         model_of: The model of a learner that takes what the loader gives.
     """
     def validate(trainer: Trainer) -> dict[str, Any]:
-        model = rules.evaluated(model_of(trainer.learner))
+        model = model_of(trainer.learner)
         result = rules.report(*evaluate(model, loader, trainer.accelerator), bootstrap=0)
         names = ('top1', 'balanced_accuracy', 'many', 'medium', 'few', trainer.eval_metric)
         return {k: result[k] for k in dict.fromkeys(names)}
 
     return validate
+
+
+def validation_choice(eval_metric: str) -> str:
+    """The part and the metric that chose, in words."""
+    return f'validation part, {"top-1" if eval_metric == "top1" else eval_metric}'
 
 
 def choose_epoch(trainer: Trainer, folder: RunFolder) -> tuple[int | None, str]:
@@ -66,7 +70,7 @@ def choose_epoch(trainer: Trainer, folder: RunFolder) -> tuple[int | None, str]:
         epoch, progress = trainer.progress.best['epoch'], trainer.progress.state_dict()
         load_checkpoint(trainer.accelerator, folder.path / 'best')
         trainer.progress.load_state_dict(progress)  # time and images are of the whole run
-        return epoch, f'validation part, {"top-1" if trainer.eval_metric == "top1" else trainer.eval_metric}'
+        return epoch, validation_choice(trainer.eval_metric)
     if trainer.epochs == 0:  # the checkpoint that the second stage starts from
         trainer.save()
     folder.write_best_as_last(trainer.epochs - 1)

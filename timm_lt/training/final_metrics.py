@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from .._text import counted
 from .._version import __version__
+from ..evaluate.metrics.views import VIEWS
 from .data import DataParts
 from .options import Options
 from .results import MetricRules, StageResult
@@ -42,7 +43,7 @@ def final_metrics(
             'epoch_chosen_by': result.chosen_by,
             'weights': result.weights,
             'split_rule': rules.split_rule,
-            **({'test_time_augmentation': 'mean over the image and its mirror image'} if rules.tta > 1 else {}),
+            **({'test_time_augmentation': VIEWS[rules.tta]} if rules.tta > 1 else {}),
             'transductive': 'no',
             'processes': accelerator.num_processes,
             'precision': accelerator.mixed_precision,
@@ -81,8 +82,9 @@ def metrics_of_both(
     protocol |= {k: info[k] for k in (*chosen, 'tau', 'tau_chosen_by') if k in info}
     if 'reported_epoch' in info:
         protocol['reported_stage'] = 2
+    whole = {k: v for k, v in first.items() if k != 'variants'}  # these are of the first stage
     return {
-        **first, **last, 'wall_seconds': round(seconds, 3),
+        **whole, **last, 'wall_seconds': round(seconds, 3),
         'images_per_second': round(images / max(seconds, 1e-9), 2), 'protocol': protocol, 'stage1': stage1,
         'stage2': {**last, **info}}
 
@@ -102,6 +104,8 @@ def summary_table(metrics: dict[str, Any], folder: Path) -> str:
         line(c.rjust(w) for c, w in zip(cells, widths)),
         *([line(c.rjust(w) for c, w in zip(_cells(corrected, columns), widths)) + f'  {corrected["label"]}']
           if corrected else []),
+        *(line(c.rjust(w) for c, w in zip(_cells(row, columns), widths)) + f'  {row["label"]}'
+          for row in metrics.get('variants', []) if not row['reported']),
         '',
         f'percent, {counted(metrics["num_test_images"], "test image")} ({protocol["test_part"]}); splits by '
         f'{protocol["split_rule"]}; {_choice(protocol)}',

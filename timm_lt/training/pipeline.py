@@ -18,6 +18,7 @@ from ..data import (
     create_train_loader,
     eval_transform,
 )
+from ..evaluate.metrics.views import viewed_size
 from ..samplers import create_sampler
 from .data import DataParts
 from .errors import ConfigError, one_line
@@ -92,12 +93,24 @@ class InputPipeline:
         repeats = self.augmentation.aug_repeats
         return RepeatedSampler(sampler, repeats) if repeats > 1 else sampler
 
-    def evaluation(self, images: Any) -> Any:
-        """Loader under the evaluation transform that gives every image once over all processes."""
+    def evaluation(self, images: Any, views: int = 0) -> Any:
+        """Loader under the evaluation transform that gives every image once over all processes.
+
+        Args:
+            images: Images of a part.
+            views: Views of each image that the network will see; crops need a larger image.
+
+        Raises:
+            ConfigError: If the transform leaves nothing to crop.
+        """
         config = self.config
-        ready = _has_size(images, config['input_size']) and config['crop_pct'] in (None, 1.0)
-        transform = None if ready else eval_transform(
-            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
+        try:
+            size = viewed_size(views, config['input_size'], config['crop_pct'])
+        except ValueError as e:
+            raise ConfigError(f'--tta {views}: {e}') from e
+        crop_pct = config['crop_pct'] if size == tuple(config['input_size']) else 1.0
+        ready = _has_size(images, size) and crop_pct in (None, 1.0)
+        transform = None if ready else eval_transform(size, config['interpolation'], crop_pct, config['crop_mode'])
         return self._fixed(images, transform)
 
     def unaugmented(self, images: Any) -> Any:

@@ -1,5 +1,6 @@
 """Rules by which metrics are computed, and the result of a stage of training."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from ..class_distribution import ClassDistribution
 from ..evaluate import report
 from ..evaluate.metrics import resolve_split_rule
-from ..evaluate.metrics.mirror import MirrorAverage
+from ..evaluate.metrics.views import ViewAverage
 from .options import EvaluationOptions
 
 
@@ -22,7 +23,7 @@ class MetricRules:
         split_rule: Rule of the many / medium / few split, resolved.
         bootstrap: Resamples for confidence intervals; 0: none.
         seed: Seed of the resamples.
-        tta: Views of a test image whose logits are averaged; 0 and 1: the image alone, 2: with its mirror image.
+        tta: Views of a test image whose logits are averaged; 0 and 1: the image alone.
     """
     distribution: ClassDistribution
     split_rule: str
@@ -46,9 +47,9 @@ class MetricRules:
                      'bootstrap': self.bootstrap, 'seed': self.seed}
         return dict(report(logits, targets, self.distribution.counts, **(arguments | changes)))
 
-    def evaluated(self, model: nn.Module) -> nn.Module:
-        """The model as it is evaluated: itself, or the mean over an image and its mirror image."""
-        return MirrorAverage(model) if self.tta > 1 else model
+    def evaluated(self, model: nn.Module, input_size: Sequence[int]) -> nn.Module:
+        """The model as it is evaluated: itself, or its mean over views of size ``input_size`` (channels, H, W)."""
+        return ViewAverage(model, self.tta, input_size[1:]) if self.tta > 1 else model
 
 
 @dataclass

@@ -46,6 +46,7 @@ from .resume import agree_on_folder
 from .second_stage import check_second_stage, run_second_stage, warn_if_worse
 from .stage import NetworkObjective, Stage
 from .trainer import Trainer
+from .variants import results_of
 
 _logger = logging.getLogger(__name__)
 
@@ -213,6 +214,7 @@ def _set_up(
     config = build.data_config(options.model, model)
     build.check_forward(options.model, model, config['input_size'], options.data.batch_size)
     pipeline = InputPipeline(options.data, options.augmentation, config, accelerator, options.run.seed)
+    pipeline.evaluation(data.test, rules.tta)  # refused here rather than after training
     stage = Stage(options, accelerator, folder, data, pipeline, rules)
     if new and not options.run.dry_run:
         initialize_classifier(stage, model)
@@ -233,8 +235,9 @@ def _evaluate_and_write(
         options: Options, setup: Setup, objective: NetworkObjective, trainer: Trainer) -> dict[str, Any]:
     """Second stage, correction and metrics of a trained model; writes weights, metrics and predictions."""
     stage = setup.stage
-    folder, first = stage.folder, stage.result(objective, trainer)
+    folder, (first, variants) = stage.folder, results_of(stage, objective, trainer)
     metrics = method_facts(options) | setup.tuning | final_metrics(stage.rules, first, stage.data, stage.accelerator)
+    metrics |= {'variants': variants} if variants else {}
     final, exported = first, first
     of_exported = metrics
     if options.second_stage.stage2:

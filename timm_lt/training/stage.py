@@ -17,6 +17,7 @@ from ..data import PairedLoader
 from ..finetune import merge
 from ..optim import find_sharpness_aware
 from . import build
+from .averaging import LastEpochs
 from .checkpoint import load_checkpoint
 from .checks import check_sample_values, check_stacked_passes
 from .data import DataParts
@@ -135,7 +136,8 @@ class Stage:
 
     def evaluate(self, model: nn.Module, images: Any) -> tuple[Tensor, Tensor]:
         """Logits (N, C) of images under the evaluation transform, and their labels (N,)."""
-        return evaluate(self.rules.evaluated(model), self.pipeline.evaluation(images), self.accelerator)
+        viewed = self.rules.evaluated(model, self.pipeline.config['input_size'])
+        return evaluate(viewed, self.pipeline.evaluation(images, self.rules.tta), self.accelerator)
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ class NetworkObjective:
             images = stage.pipeline.quality_images(options.gkp, stage.data)
             callbacks += (build.build_gkp(
                 options.gkp, options.run.seed, images, distribution, stage.rules.splits),)
+        if options.model.average_last:
+            callbacks += (LastEpochs(options.model.average_last),)
         return callbacks
 
     def finish(self, model: nn.Module) -> None:
@@ -200,7 +204,9 @@ class NetworkObjective:
 
 def image_validation(stage: Stage) -> Callable[[Trainer], dict[str, Any]]:
     """A function that measures the network of a trainer on the validation images."""
-    return validation_metrics(stage.pipeline.evaluation(stage.data.validation), stage.rules)
+    images = stage.pipeline.evaluation(stage.data.validation, stage.rules.tta)
+    size = stage.pipeline.config['input_size']
+    return validation_metrics(images, stage.rules, lambda learner: stage.rules.evaluated(learner.plain_model, size))
 
 
 def _weights(ema: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...class_distribution import ClassDistribution
 from ...hub import Checkpoint
 from ..metrics import report
+from ..metrics.views import VIEWS
 from .data import Data
 from .landscape import landscape
 from .network import EvaluationError, classifier_of, load_network
@@ -105,7 +106,7 @@ def _context(args: argparse.Namespace, network: Checkpoint, data: Data, split: s
             'checkpoint': network.source,
             'dataset': args.dataset or str(args.data_dir),
             'test_part': _part(network, data, split),
-            **({'test_time_augmentation': 'mean over the image and its mirror image'} if data.mirrors else {}),
+            **({'test_time_augmentation': VIEWS[data.views]} if data.views > 1 else {}),
             'class_names': data.names_note,
             'class_sizes_from': args.class_stats or 'the checkpoint',
             'epoch_chosen_by': (network.metrics.get('protocol') or {}).get('epoch_chosen_by', 'not known'),

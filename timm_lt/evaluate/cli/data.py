@@ -11,7 +11,7 @@ from ...class_distribution import ClassDistribution
 from ...data import create_dataset, create_eval_loader, eval_transform, find_split, get_class_names
 from ...data.factory import create_reader
 from ...hub import Checkpoint
-from ..metrics.mirror import MirrorAverage
+from ..metrics.views import ViewAverage, viewed_size
 from .network import EvaluationError, collect
 from .run_parts import RunParts
 
@@ -125,22 +125,25 @@ class Data:
         except TypeError as e:  # a dataset that only streams
             raise EvaluationError(str(e)) from e
 
-    def loader(self, dataset: Any) -> Any:
+    def loader(self, dataset: Any, views: int = 0) -> Any:
         config = resolve_data_config({}, model=self.network.model)
-        transform = eval_transform(
-            config['input_size'], config['interpolation'], config['crop_pct'], config['crop_mode'])
+        size = viewed_size(views, config['input_size'], config['crop_pct'])
+        crop_pct = config['crop_pct'] if size == tuple(config['input_size']) else 1.0
+        transform = eval_transform(size, config['interpolation'], crop_pct, config['crop_mode'])
         return create_eval_loader(
             dataset, config['mean'], config['std'], self.args.batch_size, transform=transform,
             device=self.args.device, workers=self.args.workers)
 
     def collect(self, dataset: Any, label: str, with_features: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        model = MirrorAverage(self.network.model) if self.mirrors and not with_features else self.network.model
-        return collect(model, self.loader(dataset), with_features=with_features, progress=label)
+        model, views = self.network.model, 0 if with_features else self.views
+        if views > 1:
+            model = ViewAverage(model, views, resolve_data_config({}, model=model)['input_size'][1:])
+        return collect(model, self.loader(dataset, views), with_features=with_features, progress=label)
 
     @property
-    def mirrors(self) -> bool:
-        """The run averages the logits of an image and its mirror image."""
-        return self.run is not None and self.run.options.get('tta', 0) > 1
+    def views(self) -> int:
+        """Views of an image over which the run averages its logits."""
+        return 0 if self.run is None else self.run.options.get('tta', 0)
 
 
 def _check_root(name: str, root: str | None, option: str) -> None:

@@ -91,6 +91,8 @@ def run_page(run: Mapping[str, Any]) -> str:
     ]
     if m.get('corrected'):
         body.append('<h2>With the post-hoc correction</h2>' + sections.with_correction(m))
+    if m.get('variants'):
+        body.append('<h2>Averages</h2>' + sections.variants(m))
     body.append('<h2>Accuracy by class size</h2>')
     body.append(f"<div class='pair'>{shown('accuracy_by_class_size')}{shown('weight_norms')}</div>{shown('per_class')}")
     body.append(f'<h2>Classes</h2>{class_table(rows)}')

@@ -67,6 +67,14 @@ def with_correction(m: Mapping[str, Any]) -> str:
         f"<figcaption>Fitted on {escape(corrected['fitted_on'])}. All else on this page is as trained.</figcaption>")
 
 
+def variants(m: Mapping[str, Any]) -> str:
+    columns = [('top1', 'top-1'), ('balanced_accuracy', 'balanced'), *[(n, n) for n in SPLIT_NAMES], ('ece', 'ECE'),
+               ('validation', 'on validation')]
+    rows = [f"<td>{escape(row['label'])}{' (this page)' if row['reported'] else ''}</td>"
+            + ''.join(cell(row.get(key)) for key, _ in columns) for row in m['variants']]
+    return table(['', *(label for _, label in columns)], rows)
+
+
 def split_confusion(m: Mapping[str, Any]) -> str:
     confusion = m['split_confusion']
     values = np.array([[confusion[t][p] for p in SPLIT_NAMES] for t in SPLIT_NAMES], dtype=float)

@@ -59,3 +59,7 @@ class ModelOptions(OptionGroup):
     model_ema: bool = option(False, 'report the moving average of the weights')
     model_ema_decay: float = option(0.9998, 'decay of the moving average', within='[0, 1)')
     model_ema_warmup: bool = option(False, 'let the decay grow to its value, as it does by itself in a short run')
+    average_last: int = option(
+        0, 'also average the weights of so many last epochs, with BatchNorm statistics renewed: reported beside the '
+        'single model, exported where the validation part prefers it; 0: none', within='[0, inf)', metavar='K')
+    average_export: bool = option(False, 'report and export the average of --average-last whatever validation says')

@@ -18,7 +18,8 @@ class EvaluationOptions(OptionGroup):
         'top1', 'metric of the validation part that chooses the best epoch',
         choices=('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few'))
     tta: int = option(
-        0, 'views of an image whose logits are averaged in evaluation: 2 adds its mirror image', choices=(0, 1, 2))
+        0, 'views of an image whose logits are averaged in evaluation: 2 the image and its mirror image, 5 crops of '
+        'corners and centre (--crop-pct below 1), 10 these and their mirror images', choices=(0, 1, 2, 5, 10))
     bootstrap: int = option(0, 'resamples for confidence intervals; 0: none', within='[0, inf)')
 
 
