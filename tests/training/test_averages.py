@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -13,6 +15,7 @@ from timm_lt.training import main
 from timm_lt.training.averaging import LastEpochs
 from timm_lt.training.config import ConfigError, parse_args
 from timm_lt.training.trainer import Trainer
+from timm_lt.training.variants import renew_statistics
 
 TINY = ['--imbalance-ratio', '10', '--images-per-class', '30', '-b', '64', '--workers', '0', '--lr', '0.1']
 
@@ -131,6 +134,22 @@ def test_crops_need_a_larger_image(tmp_path, capsys):
     assert train(tmp_path, '--tta', '5') == 2
     assert '--tta 5: 5 views are crops of a larger image' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_renewed_statistics_are_means_over_the_batches_and_frozen_layers_keep_theirs():
+    batches = [(torch.randn(8, 2, 3, 3) + i, None) for i in range(3)]
+    stage = SimpleNamespace(
+        accelerator=Accelerator(cpu=True), pipeline=SimpleNamespace(training=lambda images, epochs: batches),
+        data=SimpleNamespace(train=None), options=parse_args([]))
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2), torch.nn.Dropout())
+    model[1].eval()
+    model[1].train = lambda mode: model[1]  # as fine-tuning freezes it
+    random_numbers = torch.get_rng_state()
+    renew_statistics(model, stage)
+    torch.testing.assert_close(model[0].running_mean, sum(x.mean((0, 2, 3)) for x, _ in batches) / 3)
+    assert model[0].momentum == 0.1 and not model[0].training
+    assert torch.equal(model[1].running_mean, torch.zeros(2)) and torch.equal(model[1].running_var, torch.ones(2))
+    assert torch.equal(random_numbers, torch.get_rng_state())
 
 
 def test_nothing_is_stored_before_the_first_averaged_epoch():
