@@ -27,8 +27,8 @@ def results_of(stage: Stage, objective: Objective, trainer: Trainer) -> tuple[St
         trainer: After ``fit``.
 
     Returns:
-        The result, and a row for each variant: ``label``, ``reported`` (the row is of the result), ``validation`` (the
-        metric that chose, in percent, or None) and metrics of the test images.
+        The result, and a row of test metrics for each variant. ``label`` names it, and ``reported`` marks the result.
+        ``validation`` is the metric that chose, in percent, or None.
     """
     callback = next((c for c in trainer.callbacks if isinstance(c, LastEpochs)), None)
     if callback is None:
