@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from paths import ROOT
 from timm.data import Mixup
 
@@ -33,6 +34,12 @@ RECIPES = sorted(p.relative_to(FOLDER).as_posix() for p in FOLDER.rglob('*.yaml'
 METHODS = ('ce', 'balanced_softmax', 'ldam_drw', 'gala', 'gala_rebalance', 'bcl', 'sam', 'imbsam', 'ssesam',
            'ccsam', 'gkp_gsa')
 PUBLISHED_CLASSES = {'cifar10': 10, 'cifar100': 100}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def options_of(name, *options):
