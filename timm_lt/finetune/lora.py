@@ -36,7 +36,7 @@ class LowRankLayer(nn.Module):
     """
 
     plain_class: type[nn.Module]
-    weight: nn.Parameter
+    weight: Tensor
     lora_down: nn.Parameter
     lora_up: nn.Parameter
     lora_rows: list[slice]
