@@ -60,9 +60,10 @@ def _expansion(x: Tensor, order: float) -> Tensor:
     """``log(I_order(x) / x**order)`` of a large order."""
     root = (1 + (x / order) ** 2).sqrt()
     t = 1 / root
-    series = 1 + sum(
-        sum(factor * t ** power for power, factor in terms) / (divisor * order ** (k + 1))
-        for k, (divisor, terms) in enumerate(EXPANSION))
+    series = torch.ones_like(t)
+    for k, (divisor, terms) in enumerate(EXPANSION):
+        for power, factor in terms:
+            series = series + factor / (divisor * order ** (k + 1)) * t ** power
     exponent = order * (root - (1 + root).log() - torch.log(x.new_tensor(order)))
     return exponent - 0.5 * torch.log(2 * torch.pi * order * root) + series.log()
 

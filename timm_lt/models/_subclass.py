@@ -18,7 +18,7 @@ class NetworkMixin:
 
 
 @functools.cache
-def subclass(mixin: type[NetworkMixin], network_class: type) -> type:
+def subclass(mixin: Any, network_class: Any) -> type:
     """The subclass of ``network_class`` with ``mixin`` before it, always the same one."""
     name = f'{mixin.__name__.strip("_")}{network_class.__name__}'
     return type(name, (mixin, network_class), {'__module__': network_class.__module__, 'network_class': network_class})

@@ -49,7 +49,8 @@ class ExpertsClassifier(nn.Module):
 
     def expert_logits(self, features: Tensor) -> Tensor:
         """Logits of each expert, (B, K, C), of features (B, K x D)."""
-        features, weight = features.unflatten(1, (self.num_experts, -1)), self.weight
+        features = features.unflatten(1, (self.num_experts, -1))
+        weight: Tensor = self.weight
         if self.cosine:
             features, weight = F.normalize(features, dim=2), F.normalize(weight, dim=2)
         logits = self.scale * torch.einsum('bkd,kcd->bkc', features, weight)
@@ -154,7 +155,7 @@ def experts_network(
 
 def _last_stage(model: Any, network: str) -> str:
     """Name of the stage before the pooling and the classifier of a residual network."""
-    info = getattr(model, 'feature_info', None)
+    info: Any = getattr(model, 'feature_info', None)
     name = info[-1]['module'] if isinstance(info, list) and info else ''
     if not (name.startswith('layer') and hasattr(model, name) and hasattr(model, 'fc')
             and isinstance(model.fc, (nn.Linear, nn.Identity)) and info[-1]['num_chs'] == model.num_features):
