@@ -40,10 +40,10 @@ def merge_seeds(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for key in MERGED:
-        values = [value for r in reports if (value := r.get(key)) is not None]
-        known = len(values) == len(reports)
-        mean[key] = float(np.mean(values)) if known else None
-        std[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else None
+        present = [value for r in reports if (value := r.get(key)) is not None]
+        known = len(present) == len(reports)
+        mean[key] = float(np.mean(present)) if known else None
+        std[key] = float(np.std(present, ddof=1)) if known and len(present) > 1 else None
     columns = zip(*(r['per_class'] for r in reports))
     return {
         'num_seeds': len(reports),
