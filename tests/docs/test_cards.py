@@ -8,6 +8,8 @@ import pytest
 from paths import ROOT
 
 import timm_lt
+import timm_lt.finetune  # registers its methods
+import timm_lt.two_stage
 from timm_lt import posthoc
 from timm_lt._registry import (
     FINETUNING,
