@@ -10,10 +10,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from timm_lt.evaluate import report
 from timm_lt.evaluate.metrics.views import ViewAverage, viewed_size
 from timm_lt.training import main
 from timm_lt.training.averaging import LastEpochs
 from timm_lt.training.config import ConfigError, parse_args
+from timm_lt.training.options._composed import OPTIONS
 from timm_lt.training.trainer import Trainer
 from timm_lt.training.variants import renew_statistics
 
@@ -150,6 +152,11 @@ def test_renewed_statistics_are_means_over_the_batches_and_frozen_layers_keep_th
     assert model[0].momentum == 0.1 and not model[0].training
     assert torch.equal(model[1].running_mean, torch.zeros(2)) and torch.equal(model[1].running_var, torch.ones(2))
     assert torch.equal(random_numbers, torch.get_rng_state())
+
+
+@pytest.mark.parametrize('metric', OPTIONS['eval_metric'].choices)
+def test_every_metric_of_the_choice_is_reported(metric):
+    assert isinstance(report(torch.eye(3), torch.arange(3), [200, 50, 5])[metric], float)
 
 
 def test_nothing_is_stored_before_the_first_averaged_epoch():

@@ -16,7 +16,8 @@ class EvaluationOptions(OptionGroup):
         'some class has fewer than 20 images, else thirds')
     eval_metric: str = option(
         'top1', 'metric of the validation part that chooses the best epoch',
-        choices=('top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few'))
+        choices=(
+            'top1', 'top5', 'balanced_accuracy', 'many', 'medium', 'few', 'macro_f1', 'worst_class'))
     tta: int = option(
         0, 'views of an image whose logits are averaged in evaluation: 2 the image and its mirror image, 5 crops of '
         'corners and centre (--crop-pct below 1), 10 these and their mirror images', choices=(0, 1, 2, 5, 10))
