@@ -24,6 +24,6 @@ def subclass(mixin: Any, network_class: Any) -> type:
     return type(name, (mixin, network_class), {'__module__': network_class.__module__, 'network_class': network_class})
 
 
-def _empty_network(mixin: type[NetworkMixin], network_class: type) -> nn.Module:
+def _empty_network(mixin: Any, network_class: Any) -> nn.Module:
     cls: Any = subclass(mixin, network_class)
     return cls.__new__(cls)

@@ -138,7 +138,8 @@ def experts_network(
     stage = _last_stage(model, network)
     copies: list[nn.Module] = [getattr(each, stage) for each in networks]
     setattr(model, stage, nn.Sequential(ExpertStage(copies)))  # one block for gradient checkpointing
-    model.__class__ = subclass(_Experts, type(model))
+    plain_class: Any = type(model)
+    model.__class__ = subclass(_Experts, plain_class)
     model.experts_options = {'num_experts': num_experts, 'cosine_scale': cosine_scale}
     model.num_features *= num_experts
     *stages, last = model.feature_info

@@ -40,7 +40,7 @@ class ListReader(NamedClassReader):
             **shared: Any,
     ) -> None:
         super().__init__(name, root, **shared)
-        self.columns = {'input_key': input_key, 'target_key': target_key}
+        self.columns: dict[str, Any] = {'input_key': input_key, 'target_key': target_key}
 
     def splits(self) -> list[str]:
         if SPLIT in self.name:

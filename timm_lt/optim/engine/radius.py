@@ -27,7 +27,9 @@ def to_radius(grads: Sequence[Tensor], params: Sequence[Tensor], radius: float, 
 
 def _times_size(grads: Sequence[Tensor], params: Sequence[Tensor], eta: float | None) -> None:
     """``g <- T g``, one parameter at a time; nothing without ``eta``."""
-    for p, g in zip(params, grads) if eta is not None else ():
+    if eta is None:
+        return
+    for p, g in zip(params, grads):
         # without eta the sign of T does not matter, neither for |T g| nor for T^2 g
         local(g).mul_(local(p) if eta == 0 else local(p).abs().add_(eta))
 
