@@ -19,7 +19,7 @@ class KeepsVector(SharpnessAware):
 
     joint_only = True
     vector_key = ''  # entry of the state
-    _transient = ('_found', '_new_vector')
+    _transient: tuple[str, ...] = ('_found', '_new_vector')
     _found: list[tuple[Tensor, Tensor]] | None  # by the passes of this step
     _new_vector: list[tuple[Tensor, Tensor]] | None
 

@@ -44,7 +44,7 @@ class TwoCallForm(SharpnessAware):
         >>> optimizer.second_step(zero_grad=True)
     """
 
-    _transient = ('_half',)
+    _transient: tuple[str, ...] = ('_half',)
     _half: HalfStep | None
 
     @torch.no_grad()
