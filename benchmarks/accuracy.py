@@ -10,9 +10,9 @@ paired by seed, with its 95% interval), ``results.png`` and ``comparison.html``.
 
 Protocols. 'quick' is made for two CPU cores: 1,000 images of the largest class, ``resnet20_cifar``, 20 epochs, batch
 64, learning rate 0.1 by cosine after 2 epochs of warm-up, set at every step, weight decay 5e-4, crop and flip,
-bfloat16. 'paper': each method's recipe of ``hub_configs``, 200 epochs of ``resnet32_cifar`` on the whole set. Both
-report the last epoch; nothing is chosen on the test set. Without ``--methods``, 'quick' takes every method, some two
-hours of two cores, but not the variants of CC-SAM and GSA: ``--methods balanced_softmax gsa variants``.
+bfloat16. 'paper': each method's recipe of ``hub_configs``: ``resnet32_cifar`` on the whole set for the recipe's epochs.
+Both report the last epoch; nothing is chosen on the test set. Without ``--methods``, 'quick' takes every method, some
+two hours of two cores, but not the variants of CC-SAM and GSA: ``--methods balanced_softmax gsa variants``.
 """
 
 import argparse

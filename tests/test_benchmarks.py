@@ -33,7 +33,8 @@ def test_the_script_understands_every_run_that_is_planned(tmp_path, protocol):
         check_names(args)
         assert (args.run.seed, args.data.imbalance_ratio) == (0, 100)
         assert args.schedule.epochs == (0 if protocol == 'quick' and accuracy.METHODS[run.method].after else
-                               20 if protocol == 'quick' else 200)
+                                        20 if protocol == 'quick' else
+                                        400 if run.method in ('adrw_tla', 'balpoe') else 200)
 
 
 def test_a_method_that_starts_on_another_needs_it_in_the_plan(tmp_path):

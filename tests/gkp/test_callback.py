@@ -247,8 +247,8 @@ def test_script_reads_no_test_image_before_the_last_epoch_is_over(tmp_path, monk
         parts.append(build_data(options))
         return parts[0]
 
-    def guarded(self, images):
-        loader = evaluation(self, images)
+    def guarded(self, images, *args):
+        loader = evaluation(self, images, *args)
         return Guard(loader) if images is parts[0].test else loader
 
     def fit_and_note(self):

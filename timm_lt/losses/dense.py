@@ -25,7 +25,7 @@ class DenseLoss(nn.Module):
         TypeError: If the loss needs several views.
 
     Examples:
-        >>> loss = DenseLoss(create_loss('balanced_softmax', [90_000, 9_000, 300]))
+        >>> loss = DenseLoss(timm_lt.create_loss('balanced_softmax', [90_000, 9_000, 300]))
         >>> loss(torch.randn(2, 3, 8, 8), torch.randint(3, (2, 8, 8))).shape
         torch.Size([])
     """

@@ -38,9 +38,10 @@ class TwoCallForm(SharpnessAware):
     scaler is not possible. ``step(closure)`` has neither limit.
 
     Examples:
-        >>> loss_fn(model(x), y).backward()
+        >>> optimizer = timm.optim.create_optimizer_v2(model, 'sam', lr=0.1)
+        >>> criterion(model(images), labels).backward()
         >>> optimizer.first_step(zero_grad=True)
-        >>> loss_fn(model(x), y).backward()
+        >>> criterion(model(images), labels).backward()
         >>> optimizer.second_step(zero_grad=True)
     """
 
