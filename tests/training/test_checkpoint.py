@@ -77,7 +77,7 @@ def test_a_checkpoint_inside_an_epoch_belongs_to_its_number_of_processes(tmp_pat
         if step == 0:
             load_checkpoint(accelerator, tmp_path / 'last')
         else:
-            with pytest.raises(CheckpointError, match=r'written inside an epoch by 2 process\(es\); with 1'):
+            with pytest.raises(CheckpointError, match=r'written inside an epoch by 2 processes; with 1'):
                 load_checkpoint(accelerator, tmp_path / 'last')
 
 
