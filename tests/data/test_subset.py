@@ -109,7 +109,7 @@ def test_uneven_source_is_cut_to_its_smallest_class_or_to_n_max():
 
 
 def test_class_without_images_is_refused():
-    with pytest.raises(ValueError, match=r'class\(es\) \[1\] have no image'):
+    with pytest.raises(ValueError, match=r'classes \[1\] have no image'):
         long_tailed_subset(Coloured([0, 0, 2, 2]), 2)
 
 

@@ -184,7 +184,7 @@ def long_tailed_subset(
     n_max = int(available.min()) if n_max is None else n_max
     if n_max == 0:
         empty = (available == 0).nonzero().flatten().tolist()
-        raise ValueError(f'class(es) {empty[:10]} have no image, so no long-tailed set of all classes can be made')
+        raise ValueError(f'classes {empty[:10]} have no image, so no long-tailed set of all classes can be made')
     counts = long_tailed_counts(n_max, num_classes, imbalance_ratio, profile)
     short = (counts > available).nonzero().flatten().tolist()
     if short:
