@@ -220,7 +220,8 @@ def test_weights_file_gives_the_same_network(workplace):
 def one_sentence(capsys, argv):
     assert main(argv) == 2
     text = capsys.readouterr().err
-    assert text.startswith('python -m timm_lt.evaluate: error: ') and text.count('\n') == 1 and 'Traceback' not in text
+    assert text.startswith(('python -m timm_lt.evaluate: error: ', 'python -m timm_lt.evaluate compare: error: '))
+    assert text.count('\n') == 1 and 'Traceback' not in text
     return text
 
 
