@@ -182,16 +182,18 @@ class LongTailLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
             self._follow(logits.device)
-            soft = target
-            if target.is_floating_point():
-                soft = target.to(logits.dtype)
-            elif self.smoothing:
-                soft = smooth_target(target, logits, self.smoothing)
+            soft = self._soft_target(target, logits)
             if self.couples_samples:
                 values = of_counted_samples(self.weighted_per_sample, soft, logits)
             else:
                 values = self.weighted_per_sample(logits, soft)
             return self._reduced(values, target, reduction)
+
+    def _soft_target(self, target: Tensor, logits: Tensor) -> Tensor:
+        """Soft and smoothed targets in the type of ``logits`` (B, C); other class indices unchanged."""
+        if target.is_floating_point():
+            return target.to(logits.dtype)
+        return smooth_target(target, logits, self.smoothing) if self.smoothing else target
 
     def _reduced(self, values: Tensor, target: Tensor, reduction: str | None) -> Tensor:
         reduction = self.reduction if reduction is None else check_reduction(reduction)

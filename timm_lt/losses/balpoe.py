@@ -20,7 +20,7 @@ from .._types import ClassCounts, ClassWeight
 from .._validate import check_class_counts, check_range
 from ..models.experts_network import ExpertsModel
 from ._base import LongTailLoss
-from ._targets import check_targets, smooth_target
+from ._targets import check_targets
 
 __all__: list[str] = []
 
@@ -86,9 +86,5 @@ class BalPoELoss(LongTailLoss):
         with torch.autocast(logits.device.type, enabled=False):
             experts = experts if experts.dtype == torch.float64 else experts.float()
             self._follow(experts.device)
-            soft = target
-            if target.is_floating_point():
-                soft = target.to(experts.dtype)
-            elif self.smoothing:
-                soft = smooth_target(target, logits.to(experts.dtype), self.smoothing)
+            soft = self._soft_target(target, logits.to(experts.dtype))
             return self._reduced(self.weighted_per_sample(experts, soft), target, reduction)

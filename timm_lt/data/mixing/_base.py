@@ -17,6 +17,7 @@ class BatchMixing:
 
     Args:
         class_counts: Training images per class, (C,), each >= 1.
+        alpha: Of the Beta distribution that the weights of a pair come from, > 0.
         prob: Probability that a batch is mixed, in [0, 1].
         start_epoch: First epoch in which batches are mixed, counted from 0.
 
@@ -28,8 +29,11 @@ class BatchMixing:
 
     partners: str | None = None
 
-    def __init__(self, class_counts: ClassCounts, *, prob: float = 1.0, start_epoch: int = 0) -> None:
+    def __init__(
+            self, class_counts: ClassCounts, *, alpha: float = 1.0, prob: float = 1.0, start_epoch: int = 0,
+    ) -> None:
         self.class_counts = check_class_counts(class_counts, who=type(self).__name__).double()
+        self.alpha = check_range('alpha', alpha, 0, low_open=True)
         self.prob = check_range('prob', prob, 0, 1)
         self.start_epoch = check_whole('start_epoch', start_epoch, 0)
         self.smoothing = 0.0

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..._registry import register_mixing
 from ..._types import ClassCounts
-from ..._validate import check_range
 from ._base import BatchMixing
 
 
@@ -40,8 +39,7 @@ class CMO(BatchMixing):
             alpha: float = 1.0,
             partners: str = 'class_balanced',
     ) -> None:
-        super().__init__(class_counts, prob=prob, start_epoch=start_epoch)
-        self.alpha = check_range('alpha', alpha, 0, low_open=True)
+        super().__init__(class_counts, alpha=alpha, prob=prob, start_epoch=start_epoch)
         self.partners = partners
 
     def mix(

@@ -41,8 +41,7 @@ class Remix(BatchMixing):
             kappa: float = 3.0,
             tau: float = 0.5,
     ) -> None:
-        super().__init__(class_counts, prob=prob, start_epoch=start_epoch)
-        self.alpha = check_range('alpha', alpha, 0, low_open=True)
+        super().__init__(class_counts, alpha=alpha, prob=prob, start_epoch=start_epoch)
         self.kappa = check_range('kappa', kappa, 1)
         self.tau = check_range('tau', tau, 0, 1)
 

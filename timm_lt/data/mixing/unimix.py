@@ -4,7 +4,8 @@ Paper: Z. Xu et al., "Towards Calibrated Model for Long-Tailed Visual Recognitio
 https://arxiv.org/abs/2111.03874
 Implements: the UniMix factor and the UniMix sampler.
 Source: written from the paper.
-Differs from the paper / official code: no.
+Differs from the paper / official code: the paper's values of alpha and power were not read. Copies of the code draw
+partners with the power -0.5.
 """
 
 import numpy as np
@@ -39,8 +40,7 @@ class UniMix(BatchMixing):
             alpha: float = 0.8,
             power: float = -1.0,
     ) -> None:
-        super().__init__(class_counts, prob=prob, start_epoch=start_epoch)
-        self.alpha = check_range('alpha', alpha, 0, low_open=True)
+        super().__init__(class_counts, alpha=alpha, prob=prob, start_epoch=start_epoch)
         self.power = check_range('power', power)
 
     def pair(self, label: Tensor) -> np.ndarray:
