@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn as nn
-from timm.models import get_model_args, load_pretrained
+from timm.models import get_model_args
 from timm.models.beit import Block as BeitBlock
 from timm.models.eva import EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock
@@ -24,6 +24,7 @@ from torch import Tensor
 from .._capture import InputTap
 from .._classifier import find_classifier
 from .._timm_hooks import register_network
+from ._saved import is_saved, name_and_load
 from .cosine_classifier import CosineClassifier
 from .cosine_network import cosine_network
 
@@ -133,7 +134,7 @@ def adaptformer_network(
     """
     if kwargs.get('features_only'):
         raise ValueError('adaptformer_network has no features_only; use its forward_intermediates()')
-    saved = isinstance(pretrained_cfg, dict) and pretrained_cfg.get('source') in ('local-dir', 'hf-hub')
+    saved = is_saved(pretrained_cfg)
     kwargs |= {'pretrained': pretrained and not saved, 'cache_dir': cache_dir,
                'pretrained_cfg_overlay': pretrained_cfg_overlay}
     model: Any
@@ -143,12 +144,9 @@ def adaptformer_network(
         model = cosine_network(
             network=network, cosine_scale=cosine_scale, learnable_scale=learnable_scale, **kwargs)
     add_adaptformer(model, adaptformer_rank)
-    model.pretrained_cfg = model.default_cfg = {
-        **model.pretrained_cfg, **(pretrained_cfg if saved else {}), 'architecture': 'adaptformer_network'}
-    if pretrained and saved:
-        load_pretrained(
-            model, num_classes=model.num_classes, in_chans=kwargs.get('in_chans', 3), cache_dir=cache_dir)
-    return model
+    return name_and_load(
+        model, 'adaptformer_network', pretrained_cfg, pretrained=pretrained, in_chans=kwargs.get('in_chans', 3),
+        cache_dir=cache_dir)
 
 
 def adaptformer_network_args(model: nn.Module) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import timm
 import torch.nn as nn
-from timm.models import load_pretrained
 
 from .._classifier import find_classifier
 from .._timm_hooks import register_network
+from ._saved import is_saved, name_and_load
 from ._subclass import NetworkMixin, subclass
 from .cosine_classifier import CosineClassifier, use_cosine_classifier
 
@@ -47,7 +47,7 @@ def cosine_network(
     Raises:
         ValueError: If the classifier is not one linear layer.
     """
-    saved = isinstance(pretrained_cfg, dict) and pretrained_cfg.get('source') in ('local-dir', 'hf-hub')
+    saved = is_saved(pretrained_cfg)
     create = functools.partial(
         timm.create_model, network, pretrained_cfg_overlay=pretrained_cfg_overlay, cache_dir=cache_dir, **kwargs)
     if kwargs.get('features_only'):  # these have no classifier
@@ -58,12 +58,9 @@ def cosine_network(
     model.cosine_options = {'scale': cosine_scale, 'learnable': learnable_scale}
     if model.num_classes > 0:
         use_cosine_classifier(model, **model.cosine_options)
-    model.pretrained_cfg = model.default_cfg = {
-        **model.pretrained_cfg, **(pretrained_cfg if saved else {}), 'architecture': 'cosine_network'}
-    if pretrained and saved:
-        load_pretrained(
-            model, num_classes=model.num_classes, in_chans=kwargs.get('in_chans', 3), cache_dir=cache_dir)
-    return model
+    return name_and_load(
+        model, 'cosine_network', pretrained_cfg, pretrained=pretrained, in_chans=kwargs.get('in_chans', 3),
+        cache_dir=cache_dir)
 
 
 class _CosineReset(NetworkMixin):

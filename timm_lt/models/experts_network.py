@@ -13,11 +13,11 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.models import load_pretrained
 from torch import Tensor
 
 from .._timm_hooks import register_network
 from .._validate import check_range, check_whole
+from ._saved import is_saved, name_and_load
 from ._subclass import NetworkMixin, subclass
 
 __all__ = ['ExpertsClassifier', 'ExpertsModel', 'ExpertsOutput', 'experts_network']
@@ -126,7 +126,7 @@ def experts_network(
         check_range('cosine_scale', cosine_scale, 0, low_open=True)
     if kwargs.get('features_only'):
         raise ValueError('experts_network has no features_only; use its forward_intermediates()')
-    saved = isinstance(pretrained_cfg, dict) and pretrained_cfg.get('source') in ('local-dir', 'hf-hub')
+    saved = is_saved(pretrained_cfg)
     if num_classes is not None:
         kwargs['num_classes'] = num_classes
     networks: list[Any] = [
@@ -146,12 +146,9 @@ def experts_network(
     model.feature_info = [*stages, {**last, 'num_chs': last['num_chs'] * num_experts}]
     model.reset_classifier(model.num_classes)
     model.head_hidden_size = model.num_features * model.global_pool.feat_mult()
-    model.pretrained_cfg = model.default_cfg = {
-        **model.pretrained_cfg, **(pretrained_cfg if saved else {}), 'architecture': 'experts_network'}
-    if pretrained and saved:
-        load_pretrained(
-            model, num_classes=model.num_classes, in_chans=kwargs.get('in_chans', 3), cache_dir=cache_dir)
-    return model
+    return name_and_load(
+        model, 'experts_network', pretrained_cfg, pretrained=pretrained, in_chans=kwargs.get('in_chans', 3),
+        cache_dir=cache_dir)
 
 
 def _last_stage(model: Any, network: str) -> str:
