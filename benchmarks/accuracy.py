@@ -277,7 +277,7 @@ def table(rows, args):
         reference = next(iter(mine))
         baseline = {s: r['top1'] for s, r in mine[reference].items()}
         lines += [f'Imbalance ratio {ratio:g}', '',
-                  f'| method | seeds | {" | ".join(FIGURES)} | against {reference}, paired | published, 200 epochs |',
+                  f'| method | seeds | {" | ".join(FIGURES)} | against {reference}, paired | published |',
                   '| --- ' * (len(FIGURES) + 4) + '|']
         for label, runs in mine.items():
             cells = [spread([r[k] for r in runs.values()]) for k in FIGURES]

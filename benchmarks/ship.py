@@ -12,6 +12,7 @@ and ends with status 1 if a figure differs from the card's. The digits checkpoin
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def _name_the_checkpoint(card: Path, name: str) -> None:
     """Have the card's Python lines load the shipped checkpoint."""
     by_timm = f"f'local-dir:{{timm_lt.hub.shipped(\"{name}\")}}'"
     text = card.read_text().replace("'hf-hub:USER/NAME'", by_timm).replace("'USER/NAME'", f"'{name}'")
-    card.write_text(text)
+    card.write_text(re.sub(r'\) {2,}#', ')  #', text))
 
 
 def _data_config(config: dict) -> dict:

@@ -1,6 +1,7 @@
 """Fine-tuning in the training script: what is trained and stored, resumes, and features that are computed once."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import timm
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from small_runs import run_script
 
 import timm_lt
 from timm_lt.data import EpochBatches
@@ -25,6 +27,7 @@ from timm_lt.training.trainer import Trainer
 
 SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '20', '--imbalance-ratio', '10',
          '--quiet', '--lr', '0.05']
+run = partial(run_script, SMALL)
 VIT = ['--model', 'test_vit', '--img-size', '16', '--model-kwargs', 'patch_size=8']
 RESNET = ['--model', 'resnet20_cifar', '--img-size', '16']
 
@@ -35,13 +38,6 @@ def fresh_accelerate_state(monkeypatch):
         monkeypatch.setattr(RunFolder, slow, lambda *_: None)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def run(output, *args, name='run', epochs=1, status=0):
-    arguments = [*SMALL, '--epochs', epochs, '--output', output, '--experiment', name, *args]
-    assert main([str(a) for a in arguments]) == status
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return json.loads((output / name / 'metrics.json').read_text()) if status == 0 else None
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 """The second stage in the training script: every method, resume in either stage, from a given checkpoint."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import run_script
 
 from timm_lt import create_loss
 from timm_lt.training import main, parse_args
@@ -23,6 +25,7 @@ from timm_lt.two_stage import create_second_stage
 
 SMALL = ['--dataset', 'timm_lt/digits', '--batch-size', '32', '--images-per-class', '30', '--imbalance-ratio', '10',
          '--quiet', '--model', 'resnet20_cifar', '--img-size', '16']
+run = partial(run_script, SMALL)
 TIMES = ('wall_seconds', 'images_per_second')
 CHOICE = ('reported_epoch', 'epoch_chosen_by')
 
@@ -31,13 +34,6 @@ CHOICE = ('reported_epoch', 'epoch_chosen_by')
 def fresh_accelerate_state():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def run(output, *args, name='run', epochs=1, status=0):
-    arguments = [*SMALL, '--epochs', epochs, '--output', output, '--experiment', name, *args]
-    assert main([str(a) for a in arguments]) == status
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return json.loads((output / name / 'metrics.json').read_text()) if status == 0 else None
 
 
 def without_times(value):
