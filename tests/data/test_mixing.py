@@ -101,6 +101,13 @@ def test_images_stay_before_the_start_epoch_and_where_mixing_is_off(name):
     assert not torch.equal(mixing(IMAGES, LABEL, *partners)[0], IMAGES)
 
 
+@pytest.mark.parametrize('name', list_mixings())
+@pytest.mark.parametrize('option, value', [('alpha', 0), ('prob', 1.5), ('start_epoch', -1)])
+def test_options_of_every_mixing_are_checked(name, option, value):
+    with pytest.raises(ValueError, match=option):
+        create_mixing(name, COUNTS, **{option: value})
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match='needs the partner.*class_balanced'):
         create_mixing('balanced_mixup', COUNTS)(IMAGES, LABEL)
@@ -108,6 +115,8 @@ def test_bad_arguments_are_refused():
         create_mixing('remx', COUNTS)
     with pytest.raises(ValueError, match='kappa'):
         create_mixing('remix', COUNTS, kappa=0.5)
+    with pytest.raises(ValueError, match='tau'):
+        create_mixing('remix', COUNTS, tau=2)
     with pytest.raises(TypeError, match='no option'):
         create_mixing('unimix', COUNTS, kappa=3)
 
