@@ -94,6 +94,14 @@ def check_range(
     return value
 
 
+def check_numbers(name: str, values: Any, low: float | None = None) -> tuple[float, ...]:
+    """Return ``values`` as floats if they are one or more finite numbers >= ``low``."""
+    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if not listed:
+        raise ValueError(f'{name} must be a list of one or more numbers, got {values!r}')
+    return tuple(float(check_range(f'each of {name}', value, low)) for value in listed)
+
+
 def check_whole(name: str, value: Any, least: int) -> int:
     """Return ``value`` as an int if it is a whole number >= ``least``, else raise a ValueError or TypeError."""
     if isinstance(value, bool) or not hasattr(value, '__index__') and not isinstance(value, numbers.Real):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._dataset_labels import get_class_names, get_targets
 from ._labels import check_label_range, read_labels
-from ._validate import check_class_counts, check_option, check_range
+from ._validate import check_class_counts, check_option, check_range, check_whole
 
 SPLIT_RULES = ('gt100_lt20', 'ge100_le20')
 SPLIT_NAMES = ('many', 'medium', 'few')
@@ -64,6 +64,7 @@ class ClassDistribution:
         class_names = None if class_names is None else list(class_names)
         if num_classes is None:
             num_classes = len(class_names) if class_names else int(targets.max()) + 1
+        num_classes = check_whole('num_classes', num_classes, 1)
         check_label_range(targets, num_classes)
         return cls(torch.bincount(targets, minlength=num_classes), class_names)
 

@@ -267,7 +267,7 @@ def test_bad_input_is_a_clear_error():
         choose_tau('rebalance', logits, targets + 1)
     with pytest.raises(ValueError, match='logits .M, C. and labels'):
         choose_tau('rebalance', logits, targets[:5])
-    with pytest.raises(ValueError, match='at least one'):
+    with pytest.raises(ValueError, match='one or more'):
         choose_tau('rebalance', logits, targets, taus=[])
     with pytest.raises(ValueError, match='temperature must be'):
         scale_temperature(logits, 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._registry import register_loss
 from .._types import ClassCounts, ClassWeight
-from .._validate import check_class_counts, check_range
+from .._validate import check_class_counts, check_numbers
 from ..models.experts_network import ExpertsModel
 from ._base import LongTailLoss
 from ._targets import check_targets
@@ -52,10 +52,7 @@ class BalPoELoss(LongTailLoss):
     ) -> None:
         counts = check_class_counts(class_counts, who=type(self).__name__).double()
         super().__init__(reduction, class_weight, len(counts))
-        if not isinstance(taus, Sequence) or not taus:
-            raise ValueError(f'taus must hold one strength for each expert, e.g. [0, 1, 2], got {taus!r}')
-        for tau in taus:
-            check_range('each of taus', tau, 0)
+        taus = check_numbers('taus', taus, 0)
         self.register_buffer('log_prior', (counts / counts.sum()).log())
         self.register_buffer('taus', torch.tensor(taus, dtype=torch.float64, device='cpu'), persistent=False)
 

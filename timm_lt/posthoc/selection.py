@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .._registry import POSTHOC
-from .._validate import check_option, check_range
+from .._validate import check_numbers, check_option
 from ._base import check_labelled
 from .fitted import PostHoc
 from .rebalancing import FLOOR
@@ -58,9 +58,7 @@ def choose_tau(
     check_option('method', method, [name for name in POSTHOC.names() if POSTHOC.trait(name, 'chooses_tau', True)])
     check_option('metric', metric, METRICS)
     val_logits, val_targets = check_labelled(val_logits, val_targets)
-    taus = sorted({float(check_range('tau', tau, 0)) for tau in taus})
-    if not taus:
-        raise ValueError('taus must name at least one value')
+    taus = sorted(set(check_numbers('taus', taus, 0)))
     values = POSTHOC.info(method).factory().values(
         val_logits, class_counts=class_counts, classifier=classifier, reference=reference, transductive=transductive,
         floor=floor)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._registry import register_second_stage
 from .._types import ClassCounts
-from .._validate import check_option, check_range
+from .._validate import check_numbers, check_option, check_range
 from ..posthoc import METRICS, TAUS, choose_tau, tau_normalize
 from ._base import SecondStageMethod
 
@@ -28,7 +28,7 @@ class TauNormalization(SecondStageMethod):
     Args:
         class_counts: Training images per class, (C,), each >= 1.
         tau: Strength, >= 0; None chooses it on the validation part.
-        taus: Values to choose from.
+        taus: Values to choose from, one or more, each >= 0.
         metric: What the choice maximises: 'balanced_accuracy' or 'accuracy' on the validation part.
     """
 
@@ -45,7 +45,7 @@ class TauNormalization(SecondStageMethod):
     ) -> None:
         super().__init__(class_counts)
         self.tau = None if tau is None else check_range('tau', tau, 0)
-        self.taus = tuple(taus)
+        self.taus = check_numbers('taus', taus, 0)
         self.metric = check_option('metric', metric, METRICS)
 
     def make_head(self, classifier: nn.Module) -> nn.Module:
