@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._validate import check_range
+from .._validate import check_range, check_whole
 
 __all__ = ['Batch', 'EpochBatches', 'EvalBatches']
 
@@ -52,7 +52,7 @@ class EpochBatches:
     """
 
     def __init__(self, sampler: Any, batch_size: int, *, world: int = 1, rank: int = 0, drop_last: bool = True) -> None:
-        check_range('batch_size', batch_size, 1)
+        check_whole('batch_size', batch_size, 1)
         check_range('world', world, 1)
         check_range('rank', rank, 0, world - 1)
         if (getattr(sampler, 'num_replicas', None) or 1) > 1:
@@ -127,7 +127,7 @@ class EvalBatches:
     epoch = 0
 
     def __init__(self, num_images: int, batch_size: int, *, world: int = 1, rank: int = 0) -> None:
-        check_range('batch_size', batch_size, 1)
+        check_whole('batch_size', batch_size, 1)
         check_range('rank', rank, 0, world - 1)
         self.indices = torch.arange(rank, num_images, world, device='cpu')
         self.batch_size = batch_size

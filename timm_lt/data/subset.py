@@ -23,7 +23,7 @@ from torch.utils.data import Subset
 
 from .._dataset_labels import get_class_names, get_targets
 from .._labels import read_labels, whole_numbers
-from .._validate import check_option, check_range
+from .._validate import check_option, check_range, check_whole
 from .reading import image_name, read_sample
 
 __all__ = ['ImageSubset', 'long_tailed_counts', 'long_tailed_subset', 'split_indices', 'split_validation']
@@ -122,7 +122,7 @@ def long_tailed_counts(n_max: int, num_classes: int, imbalance_ratio: float = 10
     check_imbalance_ratio(imbalance_ratio)
     check_option('profile', profile, PROFILES)
     check_range('n_max', n_max, 1)
-    check_range('num_classes', num_classes, 1)
+    check_whole('num_classes', num_classes, 1)
     ratio = Fraction(str(imbalance_ratio))
     if profile == 'step':
         head = num_classes // 2 if num_classes > 1 else 1

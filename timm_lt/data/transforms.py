@@ -14,7 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torchvision import transforms
 
-from .._validate import check_option, check_range
+from .._validate import check_option, check_range, check_whole
 from .augment import BatchAugment
 from .augment.batch_form import batch_form
 from .augment.colour import BLUR_KERNEL
@@ -269,7 +269,7 @@ class SplitViews:
     def __init__(self, augmentation: Augmentation, num_splits: int) -> None:
         if augmentation.cutout or augmentation.reprob:
             raise ValueError('splits take no Cutout and no random erasing, because the first stays clean')
-        self.num_splits = int(check_range('num_splits', num_splits, 2))
+        self.num_splits = check_whole('num_splits', num_splits, 2)
         self._crop, self._color, self._convert = augmentation.image_parts()
 
     def __call__(self, image: Any) -> Tensor:

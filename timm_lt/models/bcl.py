@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_range
+from .._validate import check_whole
 from ._views import ViewsModel
 
 __all__ = ['BCLModel', 'BCLOutput']
@@ -57,7 +57,7 @@ class BCLModel(ViewsModel):
 
     def __init__(self, model: nn.Module, projection_dim: int = 128, hidden_dim: int | None = None) -> None:
         super().__init__(model, 'BCL')
-        check_range('projection_dim', projection_dim, 1)
+        check_whole('projection_dim', projection_dim, 1)
         dim = self.feature_dim
         self.projection = _mlp(dim, hidden_dim or dim, projection_dim)
         self.prototype_projection = _mlp(dim, hidden_dim or dim, projection_dim)

@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._validate import check_range
+from .._validate import check_whole
 from ._views import ViewsModel
 
 __all__ = ['ProCoModel', 'ProCoOutput']
@@ -53,8 +53,8 @@ class ProCoModel(ViewsModel):
 
     def __init__(self, model: nn.Module, projection_dim: int = 128, hidden_dim: int = 512) -> None:
         super().__init__(model, 'ProCo')
-        check_range('projection_dim', projection_dim, 2)
-        check_range('hidden_dim', hidden_dim, 1)
+        check_whole('projection_dim', projection_dim, 2)
+        check_whole('hidden_dim', hidden_dim, 1)
         self.projection = nn.Sequential(
             nn.Linear(self.feature_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, projection_dim))

@@ -11,7 +11,7 @@ from timm.data import resolve_data_config
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .._validate import check_range
+from .._validate import check_whole
 from ..data import ImageReadError, eval_transform
 from ..data.augment import BatchAugment
 from ..hub import Checkpoint
@@ -71,10 +71,10 @@ def predict_images(
     Raises:
         ValueError: If a number is out of range.
     """
-    check_range('top_k', top_k, 1)
-    check_range('start', start, 0)
-    check_range('batch_size', batch_size, 1)
-    check_range('workers', workers, 0)
+    check_whole('top_k', top_k, 1)
+    check_whole('start', start, 0)
+    check_whole('batch_size', batch_size, 1)
+    check_whole('workers', workers, 0)
     device = next(checkpoint.model.parameters()).device
     config = resolve_data_config({}, model=checkpoint.model)
     transform = eval_transform(

@@ -43,13 +43,13 @@ def results_of(stage: Stage, objective: Objective, trainer: Trainer) -> tuple[St
     averaged = replace(
         single, model=average, logits=logits, targets=targets, reported_epoch=trainer.progress.epoch - 1,
         weights=weights, chosen_by='--average-export')
-    figures = [stage.validation_metric(result.model) for result in (single, averaged)]
+    validation = [stage.validation_metric(result.model) for result in (single, averaged)]
     if not stage.options.model.average_export:
         averaged.chosen_by = validation_choice(stage.options.evaluation.eval_metric)
-    chosen = averaged if stage.options.model.average_export or _better(*figures) else single
+    chosen = averaged if stage.options.model.average_export or _better(*validation) else single
     rows = [
         _row(stage, result, label, result is chosen, figure)
-        for result, label, figure in ((single, 'single model', figures[0]), (averaged, weights, figures[1]))]
+        for result, label, figure in ((single, 'single model', validation[0]), (averaged, weights, validation[1]))]
     return chosen, rows + _without_views(stage, chosen)[1:]
 
 
